@@ -1,0 +1,491 @@
+//! The run file: one struct per section. Field docs are the reference documentation of the keys.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A whole run file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunFile {
+    /// Name, directory and seed of the run.
+    pub run: Run,
+    /// The base model.
+    pub model: Model,
+    /// The adapter.
+    pub lora: Lora,
+    /// Training rows and how they become tokens.
+    pub data: Data,
+    /// LookAhead rewriting of training rows (2503.19041).
+    pub lookahead: LookAhead,
+    /// Batches and the optimizer.
+    pub train: Train,
+    /// What is measured at the end.
+    pub eval: Eval,
+    /// Workers, addresses, timeouts.
+    pub cluster: Cluster,
+    /// When the state is made durable.
+    pub checkpoint: Checkpoint,
+    /// What a person sees.
+    pub observe: Observe,
+}
+
+/// `[run]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// Name of the run: letters, digits, `-`, `_` and `.`; the run file's stem when not given.
+    pub name: Option<String>,
+    /// Directory for all that the run writes; `runs/<name>` when not given.
+    pub dir: Option<PathBuf>,
+    /// Seed of everything random: order of samples, adapter initialization, dropout.
+    pub seed: u64,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// The base model: a directory (config.json and safetensors), a GGUF file, or `hf:org/name`. Required.
+    pub source: String,
+    /// Branch, tag or commit of a hub model; `main` when not given.
+    pub revision: Option<String>,
+    /// Type in which weights and activations are computed.
+    pub dtype: Dtype,
+}
+
+/// Arithmetic type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32-bit floats.
+    #[default]
+    F32,
+}
+
+/// `[lora]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Lora {
+    /// Rank of every adapter.
+    pub rank: u32,
+    /// The low-rank path is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Scale by `alpha / sqrt(rank)` instead (rank-stabilized LoRA, 2312.03732).
+    pub rslora: bool,
+    /// Share of the path's input channels set to zero in training.
+    pub dropout: f64,
+    /// Module names (`["q_proj", "v_proj"]`), or `all-linear`.
+    pub target_modules: TargetModules,
+}
+
+/// Which linear layers get an adapter.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// The word `all-linear`.
+    Word(String),
+    /// Module names.
+    Names(Vec<String>),
+}
+
+/// `[data]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Data {
+    /// Training files: JSON or JSONL, also `.gz` and `.zst`; a path or a list of paths, relative to the run file. Required.
+    pub train: Paths,
+    /// Shape of a row; `auto` looks at the first row.
+    pub format: RowFormat,
+    /// With `format = "fields"`: the field that holds the prompt.
+    pub prompt_field: Option<String>,
+    /// With `format = "fields"`: the field that holds the answer.
+    pub answer_field: Option<String>,
+    /// A system prompt put before rows that have none.
+    pub system: Option<String>,
+    /// `model` for the model's own chat template, a built-in's name, or the path of a Jinja file.
+    pub template: String,
+    /// Which assistant turns of a conversation bear loss.
+    pub train_turns: Turns,
+    /// What to do with a malformed row.
+    pub on_bad_row: OnBadRow,
+    /// Longest sample, in tokens; the model's own limit when not given.
+    pub max_tokens: Option<u32>,
+    /// What to do with a longer one.
+    pub on_too_long: OnTooLong,
+    /// Use only the first rows, at most this many.
+    pub limit: Option<usize>,
+    /// Directory of the cache of prepared sets; `$XDG_CACHE_HOME/ballast/prepared` (or `~/.cache/...`) when not given.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// One path or several.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Paths {
+    /// One path.
+    One(PathBuf),
+    /// Several, read in this order.
+    Many(Vec<PathBuf>),
+}
+
+/// Shape of a row of data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowFormat {
+    /// By the fields of the first row.
+    #[default]
+    Auto,
+    /// `{"messages": [{"role", "content"}, ...]}` (OpenAI).
+    Messages,
+    /// `{"conversations": [{"from", "value"}, ...]}` (ShareGPT).
+    Sharegpt,
+    /// `{"instruction", "input", "output"}` (Alpaca).
+    Alpaca,
+    /// `{"prompt", "completion"}`.
+    PromptCompletion,
+    /// Two fields named by `prompt_field` and `answer_field`.
+    Fields,
+}
+
+/// Which turns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Turns {
+    /// The last one.
+    #[default]
+    Last,
+    /// All.
+    All,
+}
+
+/// Policy for malformed rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadRow {
+    /// Stop, naming file, line and field.
+    #[default]
+    Fail,
+    /// Leave it out and count it.
+    Skip,
+}
+
+/// Policy for samples that are too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnTooLong {
+    /// Stop, naming the row.
+    #[default]
+    Fail,
+    /// Cut the end off and count it.
+    Truncate,
+    /// Leave it out and count it.
+    Skip,
+}
+
+/// `[lookahead]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LookAhead {
+    /// `virtual` previews a fixed prefix, `real` the answer's first tokens, `off` rewrites nothing.
+    pub mode: LookAheadMode,
+    /// Tokens previewed in real mode (`m`); 0 is `off`.
+    pub tokens: u32,
+    /// The prefix of virtual mode (`P`).
+    pub prefix: String,
+    /// Text between instruction and preview (`C`).
+    pub connector: String,
+    /// Which user turns get a preview: of the last answer, or of every answer that bears loss.
+    pub turns: Turns,
+    /// `text` concatenates strings as the authors do; `token` splices the answer's own ids.
+    pub preview_level: PreviewLevel,
+    /// What to do in real mode with an answer shorter than `tokens`.
+    pub short_answer: ShortAnswer,
+    /// Go on although the preview covers every whole answer.
+    pub force: bool,
+}
+
+/// LookAhead mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LookAheadMode {
+    /// No rewriting.
+    Off,
+    /// Preview of the answer's first tokens.
+    Real,
+    /// Preview of a fixed prefix.
+    #[default]
+    Virtual,
+}
+
+/// How a preview is put into the prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PreviewLevel {
+    /// As text; the prompt is tokenized as a whole.
+    #[default]
+    Text,
+    /// As the answer's own token ids.
+    Token,
+}
+
+/// Policy for short answers in real mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShortAnswer {
+    /// Preview the whole answer (the authors' behaviour).
+    #[default]
+    Full,
+    /// Preview at most half of it, rounded up.
+    Cap,
+    /// Leave the row as it is.
+    Skip,
+}
+
+/// `[train]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Train {
+    /// Times every sample is trained.
+    pub epochs: u32,
+    /// Stop after this many optimizer steps, even within an epoch.
+    pub max_steps: Option<u64>,
+    /// Samples of one optimizer step, over all workers.
+    pub global_batch: u32,
+    /// Tokens of one micro-batch, at most (a longer sample gets one of its own).
+    pub micro_batch_tokens: u32,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Course of the learning rate after warm-up.
+    pub schedule: Schedule,
+    /// Steps over which the learning rate rises from 0.
+    pub warmup_steps: u64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Largest global gradient norm; 0 switches clipping off.
+    pub clip_norm: f64,
+    /// How gradients are summed over micro-batches and workers.
+    pub reduction: Reduction,
+}
+
+/// Course of the learning rate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Stays at its peak.
+    Constant,
+    /// Falls in a line to 0 at the last step.
+    #[default]
+    Linear,
+    /// Falls in half a cosine to 0 at the last step.
+    Cosine,
+}
+
+/// How gradients are summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// As integers: the same bits for any number of workers.
+    #[default]
+    Exact,
+}
+
+/// `[eval]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eval {
+    /// Held-out rows (never rewritten), in the shape of the training rows: negative log-likelihood and drift.
+    pub heldout: Option<PathBuf>,
+    /// Use only the first held-out rows, at most this many.
+    pub heldout_limit: Option<usize>,
+    /// Answer positions at which KL(tuned || base) is measured.
+    pub kl_positions: u32,
+    /// Probe prompts: rows with a `prompt` (or messages); both models answer, refusals are counted by keyword.
+    pub probes: Option<PathBuf>,
+    /// Held-out prompts answered by both models, to be looked at.
+    pub samples: usize,
+    /// Tokens of one generated answer, at most.
+    pub max_new_tokens: u32,
+}
+
+/// `[cluster]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Workers that train; the run starts when so many are ready.
+    pub workers: u32,
+    /// Compute threads of each worker; 0 shares the machine's cores among local workers.
+    pub threads: u32,
+    /// Address the coordinator listens on. Port 0 takes a free one (`ballast train` only).
+    pub bind: String,
+    /// Let the coordinator listen beyond loopback without TLS and tokens (also `--insecure`).
+    pub insecure: bool,
+    /// Steps of data streamed ahead of training.
+    pub prefetch_steps: u32,
+    /// The timeout ladder, in milliseconds, rising: a worker's heartbeats come this often ...
+    pub heartbeat_ms: u64,
+    /// ... a worker silent for this long is lost ...
+    pub lease_ms: u64,
+    /// ... a worker whose computation stands still for this long is hung ...
+    pub progress_ms: u64,
+    /// ... a collective that takes this long is broken ...
+    pub collective_ms: u64,
+    /// ... and a worker not ready this long after joining has failed to load.
+    pub load_ms: u64,
+}
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps between checkpoints; 0 keeps only the one at the end.
+    pub every: u64,
+    /// Checkpoints kept, newest first.
+    pub keep: u32,
+    /// What to do when the run directory already holds a run.
+    pub resume: Resume,
+}
+
+/// Policy for a run directory that is not empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resume {
+    /// Continue from the newest checkpoint that verifies; start when there is none.
+    #[default]
+    Auto,
+    /// Refuse.
+    Never,
+}
+
+/// `[observe]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Observe {
+    /// Steps between progress lines when the output is not a terminal.
+    pub log_every: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { name: None, dir: None, seed: 42 }
+    }
+}
+
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            rslora: false,
+            dropout: 0.0,
+            target_modules: TargetModules::Word("all-linear".into()),
+        }
+    }
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: Paths::default(),
+            format: RowFormat::Auto,
+            prompt_field: None,
+            answer_field: None,
+            system: None,
+            template: "model".into(),
+            train_turns: Turns::Last,
+            on_bad_row: OnBadRow::Fail,
+            max_tokens: None,
+            on_too_long: OnTooLong::Fail,
+            limit: None,
+            cache_dir: None,
+        }
+    }
+}
+
+impl Default for LookAhead {
+    fn default() -> Self {
+        Self {
+            mode: LookAheadMode::Virtual,
+            tokens: 6,
+            prefix: "Let's solve this problem. ".into(),
+            connector: " The answer begins with: ".into(),
+            turns: Turns::Last,
+            preview_level: PreviewLevel::Text,
+            short_answer: ShortAnswer::Full,
+            force: false,
+        }
+    }
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            max_steps: None,
+            global_batch: 16,
+            micro_batch_tokens: 1024,
+            learning_rate: 2e-4,
+            schedule: Schedule::Linear,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            clip_norm: 1.0,
+            reduction: Reduction::Exact,
+        }
+    }
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self {
+            heldout: None,
+            heldout_limit: None,
+            kl_positions: 8,
+            probes: None,
+            samples: 1,
+            max_new_tokens: 128,
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            workers: 2,
+            threads: 0,
+            bind: "127.0.0.1:7070".into(),
+            insecure: false,
+            prefetch_steps: 2,
+            heartbeat_ms: 500,
+            lease_ms: 5_000,
+            progress_ms: 60_000,
+            collective_ms: 120_000,
+            load_ms: 600_000,
+        }
+    }
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every: 50, keep: 3, resume: Resume::Auto }
+    }
+}
+
+impl Default for Observe {
+    fn default() -> Self {
+        Self { log_every: 1 }
+    }
+}

@@ -1,0 +1,1 @@
+//! The CPU backend: f32 in memory and arithmetic.

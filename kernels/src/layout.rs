@@ -1,0 +1,55 @@
+//! Packed, unpadded sequences.
+
+/// Where the sequences of a micro-batch lie, one after the other, in `T` rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PackedLayout {
+    bounds: Vec<u32>,
+    samples: Vec<u64>,
+    first_positions: Vec<u32>,
+}
+
+impl PackedLayout {
+    /// Sequences of these lengths, of these samples, each starting at position 0. Both slices have one element a
+    /// sequence.
+    #[must_use]
+    pub fn new(lengths: &[u32], samples: &[u64]) -> Self {
+        debug_assert_eq!(lengths.len(), samples.len());
+        let mut bounds = vec![0];
+        let mut end = 0;
+        for length in lengths {
+            end += length;
+            bounds.push(end);
+        }
+        Self { bounds, samples: samples.to_vec(), first_positions: vec![0; lengths.len()] }
+    }
+
+    /// One sequence of `length` rows that continues at `first_position` (decoding with a cache).
+    #[must_use]
+    pub fn continuing(first_position: u32, length: u32) -> Self {
+        Self { bounds: vec![0, length], samples: vec![0], first_positions: vec![first_position] }
+    }
+
+    /// Rows in all.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.bounds.last().map_or(0, |&end| end as usize)
+    }
+
+    /// Row bounds: sequence `s` is rows `bounds[s]..bounds[s + 1]`.
+    #[must_use]
+    pub fn bounds(&self) -> &[u32] {
+        &self.bounds
+    }
+
+    /// Sample number of each sequence.
+    #[must_use]
+    pub fn samples(&self) -> &[u64] {
+        &self.samples
+    }
+
+    /// Position of each sequence's first row.
+    #[must_use]
+    pub fn first_positions(&self) -> &[u32] {
+        &self.first_positions
+    }
+}

@@ -1,0 +1,28 @@
+//! Tensor operations of LoRA training: the [`Backend`] contract and its implementations.
+//!
+//! The contract speaks in the operations that a fast device wants, not in a tensor algebra: every method is one
+//! fused pass over memory. [`cpu::CpuBackend`] implements it in f32; [`reference`] holds an f64 version of each
+//! operation, and [`conformance`] compares any backend with it at ragged shapes.
+//!
+//! # Exactness
+//! For one binary on one kind of device, the bits of every result are a function of the operands and their shapes
+//! alone: never of the number of threads, of time, or of what ran before.
+
+mod contract;
+pub mod cpu;
+mod error;
+mod layout;
+mod philox;
+
+#[cfg(feature = "reference")]
+pub mod conformance;
+#[cfg(feature = "reference")]
+pub mod reference;
+
+pub use contract::{
+    AdamW, AttentionShape, Backend, Direction, Dropout, FLAG_NOT_FINITE, GatedActivation, LoraPath, NormKind,
+    Segment, Target,
+};
+pub use error::KernelError;
+pub use layout::PackedLayout;
+pub use philox::Philox;

@@ -1,0 +1,1 @@
+//! An f64 version of every operation of the contract.

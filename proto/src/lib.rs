@@ -1,0 +1,16 @@
+//! The wire between coordinator and workers, and the one error table.
+//!
+//! [`v1`] holds the types generated from `proto/ballast/v1/*.proto`; [`ErrorCode`] names every error that a user
+//! can meet, with its stable code, gRPC status, exit code and whether a retry may help.
+#![forbid(unsafe_code)]
+
+mod convert;
+mod error;
+
+pub use error::{Coded, ErrorCode, Failure, exit};
+
+/// Version 1 of the protocol, generated from the `.proto` files.
+#[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]
+pub mod v1 {
+    tonic::include_proto!("ballast.v1");
+}
