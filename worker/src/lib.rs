@@ -1,1 +1,24 @@
+//! The trainer: one rank of a run.
+//!
+//! [`trainer::Trainer`] is the step loop. It drives a [`model::Decoder`] over the [`ballast_kernels::Backend`]
+//! contract, sums gradients as integers ([`exact`]) over a [`collective::Collective`], and applies AdamW. [`run`] is
+//! the conversation with the coordinator around it.
+#![forbid(unsafe_code)]
 
+pub mod collective;
+mod error;
+pub mod evaluate;
+pub mod exact;
+pub mod generate;
+pub mod lora;
+pub mod model;
+pub mod objective;
+pub mod optimizer;
+pub mod progress;
+pub mod schedule;
+mod session;
+mod state;
+pub mod trainer;
+
+pub use error::WorkerError;
+pub use session::{WorkerOptions, run};
