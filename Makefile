@@ -1,0 +1,70 @@
+# What a person runs. Each target prints the commands it runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BALLAST := $(TARGET_DIR)/release/ballast
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/ballast
+# The interpreter of bench/make-peft-env.sh's environment.
+PEFT ?= $(CACHE)/peft-env/python
+# A directory of golden files (losses, gradients, adapters of a PEFT run), for `make parity`.
+GOLDEN ?= worker/tests/fixtures/peft-tiny
+# A run directory whose adapter `make adapter-check` loads in peft.
+RUN ?= runs/smollm2-gsm8k
+
+.PHONY: help demo test parity bench lint fmt adapter-check peft-env deploy-check advisories
+
+help:
+	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
+	@echo 'make test           the whole test suite (cargo only; under 15 minutes on 2 cores)'
+	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
+	@echo 'make fmt            format the Rust code'
+	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
+	@echo 'make bench          speed and memory beside PEFT and tokenizers, one JSON object a line (make peft-env first)'
+	@echo 'make adapter-check  load the adapter of RUN=DIR in peft and compare logits (make peft-env first)'
+	@echo 'make peft-env       the environment with torch and peft that the last two need (about 3 GB)'
+	@echo 'make deploy-check   container file and Kubernetes manifests against linter and schemas'
+	@echo 'make advisories     known vulnerabilities of dependencies (fetches the RustSec database)'
+
+demo:
+	$(CARGO) build --release --locked -p ballast-cli
+	scripts/fetch-demo-model.sh
+	$(BALLAST) train examples/smollm2-gsm8k.toml
+
+# The tests that start real processes take the binary from the same target directory: it is built first.
+test:
+	$(CARGO) build --locked -p ballast-cli
+	$(CARGO) test --locked --workspace
+
+parity:
+	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)
+
+bench:
+	$(CARGO) build --release --locked -p ballast-cli -p ballast-e2e
+	scripts/fetch-demo-model.sh
+	bench/run.py --ballast $(BALLAST) --peft-python $(PEFT)
+
+adapter-check:
+	$(CARGO) build --release --locked -p ballast-e2e
+	scripts/fetch-demo-model.sh
+	$(PEFT) scripts/check_adapter_in_peft.py --dump-logits $(TARGET_DIR)/release/dump_logits $(RUN)/adapter
+
+peft-env:
+	bench/make-peft-env.sh
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) deny --locked --offline check bans licenses sources
+
+fmt:
+	$(CARGO) fmt --all
+
+deploy-check:
+	deploy/check.sh
+
+advisories:
+	$(CARGO) deny --locked check advisories
