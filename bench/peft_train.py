@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+"""LoRA training with peft on the CPU, as its users run it: f32, batches padded to their longest row, AdamW.
+
+    peft_train.py --model FILE.gguf --rows ROWS.jsonl [--threads 2] [--batch 8]
+
+ROWS holds a line `{"ids": [...], "loss": [[start, end], ...]}` a sample: the ids and loss positions that ballast trains, in
+order. Prints one JSON object: per-step seconds, real (non-padding) tokens and loss, and the second at which the first step ended,
+counted from the start of the process.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+STARTED = time.monotonic()
+
+import torch  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+from peft_model import load  # noqa: E402
+
+IGNORED = -100
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def collate(samples, padding):
+    """Padded ids, labels and attention mask of one batch."""
+    longest = max(len(s["ids"]) for s in samples)
+    ids = torch.full((len(samples), longest), padding)
+    labels = torch.full((len(samples), longest), IGNORED)
+    mask = torch.zeros((len(samples), longest), dtype=torch.long)
+    for row, sample in enumerate(samples):
+        tokens = torch.tensor(sample["ids"])
+        ids[row, :len(tokens)] = tokens
+        mask[row, :len(tokens)] = 1
+        for start, end in sample["loss"]:
+            labels[row, start:end] = tokens[start:end]
+    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+
+def main():
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--model", required=True)
+    arguments.add_argument("--rows", required=True)
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--batch", type=int, default=8)
+    arguments = arguments.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    base = load(arguments.model)
+    model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=ALL_LINEAR, task_type="CAUSAL_LM"))
+    model.train()
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-4, weight_decay=0.0)
+    with open(arguments.rows, encoding="utf-8") as rows:
+        samples = [json.loads(line) for line in rows]
+
+    seconds, tokens, losses, first_step_at = [], [], [], None
+    for start in range(0, len(samples), arguments.batch):
+        batch = samples[start:start + arguments.batch]
+        began = time.monotonic()
+        loss = model(**collate(batch, base.config.pad_token_id)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        ended = time.monotonic()
+        seconds.append(ended - began)
+        tokens.append(sum(len(s["ids"]) for s in batch))
+        first_step_at = first_step_at or ended - STARTED
+    print(json.dumps({"seconds": seconds, "tokens": tokens, "losses": losses, "first_step_at": first_step_at}))
+
+
+if __name__ == "__main__":
+    main()
