@@ -36,17 +36,12 @@ pub enum WorkerError {
         detail: String,
     },
     /// A loss or a gradient is NaN or infinite.
-    #[error(
-        "loss or gradient is not finite in micro-batch {micro_batch} of step {step} ({samples}); \
-         a lower optimizer.learning_rate or a look at these samples may help"
-    )]
+    #[error("step {step}: loss or gradient is not finite in {place}; lower train.learning_rate or look at these samples")]
     NonFinite {
         /// The step.
         step: u64,
-        /// Index of the micro-batch in the step's plan.
-        micro_batch: u64,
-        /// The samples in it, or where they are.
-        samples: String,
+        /// The micro-batch and its samples.
+        place: String,
     },
     /// The ranks disagree about what the step consists of.
     #[error("step {step}: the ranks trained {reduced} loss tokens together, the plan has {planned}")]

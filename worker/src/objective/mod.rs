@@ -1,1 +1,3 @@
-//! Objectives.
+//! Objectives: a loss of the hidden states at scored rows, and its gradient.
+
+pub(crate) mod sft;
