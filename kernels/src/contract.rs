@@ -4,7 +4,7 @@ use crate::{KernelError, PackedLayout};
 use std::ops::Range;
 
 /// Result of a backend operation.
-pub type Result<T> = std::result::Result<T, KernelError>;
+pub(crate) type Result<T> = std::result::Result<T, KernelError>;
 
 /// A device and the operations that LoRA training of a decoder needs.
 ///
@@ -95,8 +95,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     // ---- forward and backward ------------------------------------------------------------------------------------
 
     /// `out[t] = scale * table[ids[t]]`. `out: [T, H]`. No gradient: embeddings are frozen.
-    fn embedding(&self, table: &Self::Embedding, ids: &Self::Indices, scale: f32, out: &mut Self::Activations)
-    -> Result<()>;
+    fn embedding(
+        &self,
+        table: &Self::Embedding,
+        ids: &Self::Indices,
+        scale: f32,
+        out: &mut Self::Activations,
+    ) -> Result<()>;
 
     /// Residual add fused with RMSNorm (Zhang and Sennrich, 1910.07467):
     /// `x += delta` (when given), then `out = x * inv_rms * w`, `inv_rms = 1 / sqrt(mean(x²) + eps)`.

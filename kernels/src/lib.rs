@@ -8,6 +8,8 @@
 //! For one binary on one kind of device, the bits of every result are a function of the operands and their shapes
 //! alone: never of the number of threads, of time, or of what ran before.
 
+#![deny(unsafe_code)]
+
 mod contract;
 pub mod cpu;
 mod error;
@@ -20,8 +22,8 @@ pub mod conformance;
 pub mod reference;
 
 pub use contract::{
-    AdamW, AttentionShape, Backend, Direction, Dropout, FLAG_NOT_FINITE, GatedActivation, LoraPath, NormKind,
-    Segment, Target,
+    AdamW, AttentionShape, Backend, Direction, Dropout, FLAG_NOT_FINITE, GatedActivation, LoraPath, NormKind, Segment,
+    Target,
 };
 pub use error::KernelError;
 pub use layout::PackedLayout;

@@ -29,17 +29,35 @@ impl Philox {
         self.words([quad, position, sample as u32, module])
     }
 
+    /// The words of sixteen neighbouring quads at once: `[w][i]` is word `w` of quad `first_quad + i`.
+    #[inline(always)]
+    pub(crate) fn mask_lanes(&self, first_quad: u32, position: u32, sample: u64, module: u32) -> [[u32; 16]; 4] {
+        let quads = std::array::from_fn(|i| first_quad.wrapping_add(i as u32));
+        self.rounds([quads, [position; 16], [sample as u32; 16], [module; 16]])
+    }
+
     /// Ten rounds.
     #[must_use]
     pub fn words(&self, counter: [u32; 4]) -> [u32; 4] {
-        let (mut c, mut k) = (counter, self.key);
+        self.rounds(counter.map(|word| [word])).map(|[word]| word)
+    }
+
+    /// Ten rounds on `N` counters side by side, so that they vectorize.
+    #[inline(always)]
+    fn rounds<const N: usize>(&self, mut c: [[u32; N]; 4]) -> [[u32; N]; 4] {
+        let mut k = self.key;
         for round in 0..10 {
             if round > 0 {
                 k = [k[0].wrapping_add(WEYL[0]), k[1].wrapping_add(WEYL[1])];
             }
-            let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0]);
-            let b = u64::from(MULTIPLIERS[1]) * u64::from(c[2]);
-            c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
+            for i in 0..N {
+                let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0][i]);
+                let b = u64::from(MULTIPLIERS[1]) * u64::from(c[2][i]);
+                c[0][i] = (b >> 32) as u32 ^ c[1][i] ^ k[0];
+                c[2][i] = (a >> 32) as u32 ^ c[3][i] ^ k[1];
+                c[1][i] = b as u32;
+                c[3][i] = a as u32;
+            }
         }
         c
     }
@@ -57,5 +75,14 @@ mod tests {
             Philox::new([u32::MAX; 2]).words([u32::MAX; 4]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
         );
+    }
+
+    #[test]
+    fn lanes_are_neighbouring_quads() {
+        let philox = Philox::dropout(0x0123_4567_89ab_cdef, 77);
+        let lanes = philox.mask_lanes(5, 9, 1 << 33 | 3, 40);
+        for i in 0..16 {
+            assert_eq!(lanes.map(|word| word[i]), philox.mask(5 + i as u32, 9, 1 << 33 | 3, 40));
+        }
     }
 }

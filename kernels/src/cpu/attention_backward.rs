@@ -1,0 +1,212 @@
+//! Causal attention over packed sequences, backward.
+//!
+//! Probabilities are recomputed from the saved log-sum-exp (FlashAttention, 2205.14135, section 3.1). The unit of work
+//! is one key head of one sequence: it alone writes that head's gradients, meeting the query blocks in order, so the
+//! sums have one order whatever the number of threads.
+
+use super::CpuBackend;
+use super::attention::{KEY_BLOCK, check, query_block, stack_queries, visible};
+use super::buffers::{Matrix, PackingTable, Vector};
+use super::exp::exp;
+use super::gemm::{MatMut, MatRef, Store, product};
+use super::simd::{LANES, add_lanes, vectorized};
+use crate::contract::{AttentionShape, Result};
+use gemm::Parallelism;
+use std::ops::Range;
+
+vectorized! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0; LANES];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.iter().zip(b) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane] * b[lane];
+            }
+        }
+        for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+            *lane += a * b;
+        }
+        add_lanes(lanes)
+    }
+
+    /// `p = e^(s - lse)` in place of the scores, and `ds = p (dp - delta)` in place of `dp`.
+    fn probabilities_and_score_gradients(scores: &mut [f32], d_p: &mut [f32], log_sum_exp: f32, delta: f32) {
+        for (score, d_p) in scores.iter_mut().zip(d_p) {
+            let p = exp(*score - log_sum_exp);
+            *score = p;
+            *d_p = p * (*d_p - delta);
+        }
+    }
+}
+
+/// What a backward call reads.
+struct Inputs<'a> {
+    shape: &'a AttentionShape,
+    d_out: &'a [f32],
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    out: &'a [f32],
+    log_sum_exp: &'a [f32],
+}
+
+/// One key head of one sequence, and the rows of the gradients that are its own.
+struct Item<'a> {
+    sequence: Range<usize>,
+    kv: usize,
+    /// `d_q[j]`: the rows of the group's head `j`.
+    d_q: Vec<Vec<&'a mut [f32]>>,
+    d_k: Vec<&'a mut [f32]>,
+    d_v: Vec<&'a mut [f32]>,
+}
+
+/// The rows of every head, per sequence: `[sequence][head][row]`.
+fn split_heads<'a>(matrix: &'a mut Matrix, packing: &PackingTable, head_dim: usize) -> Vec<Vec<Vec<&'a mut [f32]>>> {
+    let (cols, heads) = (matrix.cols, matrix.cols / head_dim);
+    let mut rows = matrix.data_mut().chunks_exact_mut(cols);
+    packing
+        .bounds
+        .windows(2)
+        .map(|bounds| {
+            let length = bounds[1] - bounds[0];
+            let mut by_head: Vec<Vec<&mut [f32]>> = (0..heads).map(|_| Vec::with_capacity(length)).collect();
+            for row in rows.by_ref().take(length) {
+                by_head.iter_mut().zip(row.chunks_exact_mut(head_dim)).for_each(|(head, part)| head.push(part));
+            }
+            by_head
+        })
+        .collect()
+}
+
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn backward(
+    b: &CpuBackend,
+    d_out: &Matrix,
+    q: &Matrix,
+    k: &Matrix,
+    v: &Matrix,
+    out: &Matrix,
+    log_sum_exp: &Vector,
+    packing: &PackingTable,
+    shape: &AttentionShape,
+    d_q: &mut Matrix,
+    d_k: &mut Matrix,
+    d_v: &mut Matrix,
+) -> Result<()> {
+    let queries = [("d_out", d_out), ("q", q), ("out", out), ("d_q", &*d_q)];
+    let keys = [("k", k), ("v", v), ("d_k", &*d_k), ("d_v", &*d_v)];
+    check("attention_backward", shape, packing, &queries, &keys, log_sum_exp)?;
+    let inputs = Inputs {
+        shape,
+        d_out: d_out.data(),
+        q: q.data(),
+        k: k.data(),
+        v: v.data(),
+        out: out.data(),
+        log_sum_exp: log_sum_exp.data(),
+    };
+    let group = shape.heads / shape.kv_heads;
+    let d_q = split_heads(d_q, packing, shape.head_dim);
+    let d_k = split_heads(d_k, packing, shape.head_dim);
+    let d_v = split_heads(d_v, packing, shape.head_dim);
+    let mut items = Vec::new();
+    for (((bounds, d_q), d_k), d_v) in packing.bounds.windows(2).zip(d_q).zip(d_k).zip(d_v) {
+        let mut d_q = d_q.into_iter();
+        for (kv, (d_k, d_v)) in d_k.into_iter().zip(d_v).enumerate() {
+            let d_q = d_q.by_ref().take(group).collect();
+            items.push(Item { sequence: bounds[0]..bounds[1], kv, d_q, d_k, d_v });
+        }
+    }
+    items.sort_by_key(|item| std::cmp::Reverse(item.sequence.len()));
+    // With fewer items than threads, the products inside share out their tiles instead; the bits are the same.
+    let few = items.len() < b.threads.count();
+    b.threads.with_parallelism(|all| {
+        let parallelism = if few { all } else { Parallelism::None };
+        b.threads.try_for_each(items, |item| one_head(b, parallelism, &inputs, item))
+    })
+}
+
+fn one_head(b: &CpuBackend, parallelism: Parallelism, inputs: &Inputs<'_>, mut item: Item<'_>) -> Result<()> {
+    let shape = inputs.shape;
+    let (d, group, length) = (shape.head_dim, shape.heads / shape.kv_heads, item.sequence.len());
+    let (q_cols, kv_cols) = (shape.heads * d, shape.kv_heads * d);
+    let most = query_block(shape).min(length);
+    let rows = group * most;
+    let widest = length.min(KEY_BLOCK);
+    let take = |len| b.memory.take(len, "attention gradients");
+    let (mut queries, mut d_context, mut d_queries) = (take(rows * d)?, take(rows * d)?, take(rows * d)?);
+    let (mut scores, mut d_scores) = (take(rows * widest)?, take(rows * widest)?);
+    let mut deltas = take(rows)?;
+    let mut d_k = b.memory.take_zeros(length * d, "attention gradients")?;
+    let mut d_v = b.memory.take_zeros(length * d, "attention gradients")?;
+
+    for first in (0..length).step_by(most) {
+        let count = most.min(length - first);
+        let rows = group * count;
+        let row = item.sequence.start + first;
+        let block = row * q_cols..(row + count) * q_cols;
+        stack_queries(
+            shape,
+            &inputs.q[block.clone()],
+            count,
+            item.kv,
+            shape.scale,
+            &mut queries.as_mut_slice()[..rows * d],
+        );
+        stack_queries(shape, &inputs.d_out[block], count, item.kv, 1.0, &mut d_context.as_mut_slice()[..rows * d]);
+        let stacked = MatRef::new(queries.as_slice(), rows, d);
+        let d_stacked = MatRef::new(d_context.as_slice(), rows, d);
+        let head_of = |stacked_row: usize| item.kv * group + stacked_row / count;
+        for (stacked_row, delta) in deltas.as_mut_slice()[..rows].iter_mut().enumerate() {
+            let start = (row + stacked_row % count) * q_cols + head_of(stacked_row) * d;
+            *delta = dot(&inputs.d_out[start..start + d], &inputs.out[start..start + d]);
+        }
+
+        let keys = visible(shape, first).start..first + count;
+        for start in keys.clone().step_by(KEY_BLOCK) {
+            let width = KEY_BLOCK.min(keys.end - start);
+            let scores = &mut scores.as_mut_slice()[..rows * width];
+            let d_scores = &mut d_scores.as_mut_slice()[..rows * width];
+            let offset = (item.sequence.start + start) * kv_cols + item.kv * d;
+            let k = MatRef::strided(&inputs.k[offset..], width, d, kv_cols);
+            let v = MatRef::strided(&inputs.v[offset..], width, d, kv_cols);
+            product(parallelism, MatMut::new(scores, rows, width), Store::Overwrite, 1.0, stacked, k.t());
+            product(parallelism, MatMut::new(d_scores, rows, width), Store::Overwrite, 1.0, d_stacked, v.t());
+            for stacked_row in 0..rows {
+                let position = stacked_row % count;
+                let lse = inputs.log_sum_exp[(row + position) * shape.heads + head_of(stacked_row)];
+                let seen = visible(shape, first + position);
+                let scores = &mut scores[stacked_row * width..][..width];
+                let d_scores = &mut d_scores[stacked_row * width..][..width];
+                differentiate(scores, d_scores, start, &seen, lse, deltas.as_slice()[stacked_row]);
+            }
+            let probabilities = MatRef::new(scores, rows, width);
+            let d_scores = MatRef::new(d_scores, rows, width);
+            let store = if start == keys.start { Store::Overwrite } else { Store::Add };
+            let d_v = MatMut::new(&mut d_v.as_mut_slice()[start * d..], width, d);
+            product(parallelism, d_v, Store::Add, 1.0, probabilities.t(), d_stacked);
+            let d_k = MatMut::new(&mut d_k.as_mut_slice()[start * d..], width, d);
+            product(parallelism, d_k, Store::Add, 1.0, d_scores.t(), stacked);
+            let d_queries = MatMut::new(d_queries.as_mut_slice(), rows, d);
+            product(parallelism, d_queries, store, shape.scale, d_scores, k);
+        }
+        for (stacked_row, gradient) in d_queries.as_slice()[..rows * d].chunks_exact(d).enumerate() {
+            item.d_q[stacked_row / count][first + stacked_row % count].copy_from_slice(gradient);
+        }
+    }
+    for (rows, gradients) in [(item.d_k, &d_k), (item.d_v, &d_v)] {
+        rows.into_iter().zip(gradients.as_slice().chunks_exact(d)).for_each(|(row, part)| row.copy_from_slice(part));
+    }
+    Ok(())
+}
+
+/// Probabilities and score gradients of one query against keys `start..`; zero where it does not see.
+fn differentiate(scores: &mut [f32], d_scores: &mut [f32], start: usize, seen: &Range<usize>, lse: f32, delta: f32) {
+    let from = seen.start.saturating_sub(start).min(scores.len());
+    let to = seen.end.saturating_sub(start).min(scores.len()).max(from);
+    for hidden in [0..from, to..scores.len()] {
+        scores[hidden.clone()].fill(0.0);
+        d_scores[hidden].fill(0.0);
+    }
+    probabilities_and_score_gradients(&mut scores[from..to], &mut d_scores[from..to], lse, delta);
+}

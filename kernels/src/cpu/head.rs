@@ -1,0 +1,148 @@
+//! Output head: cross-entropy, log-probabilities and logits.
+//!
+//! Logits exist for a chunk of rows at a time, which becomes its own gradient in place.
+
+use super::CpuBackend;
+use super::attention::{exponentials, row_max, scale};
+use super::buffers::{IndexVector, Matrix, Vector};
+use super::check::{below, length, shape};
+use super::exp::ln;
+use super::gemm::{MatMut, MatRef, Store, product};
+use super::weights::FrozenLinear;
+use crate::contract::Result;
+
+/// Most bytes of logits at a time (but never less than one row).
+const SCRATCH_BYTES: usize = 32 << 20;
+/// Exponentials that are summed in f32 before the sum moves to f64.
+const SUM_BLOCK: usize = 4096;
+
+/// Rows of a chunk: a function of the vocabulary alone.
+fn chunk_rows(vocab: usize) -> usize {
+    let rows = (SCRATCH_BYTES / size_of::<f32>() / vocab).max(1);
+    if rows > 8 { rows / 8 * 8 } else { rows }
+}
+
+/// What to make of the logits.
+enum Wanted<'a> {
+    /// Losses, and the gradient of their sum with respect to the hidden states.
+    Losses(Option<&'a mut [f32]>),
+    /// Log-probabilities of the targets.
+    LogProbabilities,
+}
+
+pub(crate) fn cross_entropy(
+    b: &CpuBackend,
+    hidden: &Matrix,
+    head: &FrozenLinear,
+    targets: &IndexVector,
+    losses: &mut Vector,
+    d_hidden: Option<&mut Matrix>,
+) -> Result<()> {
+    if let Some(d_hidden) = &d_hidden {
+        shape("linear_cross_entropy", "d_hidden", d_hidden, hidden.rows, hidden.cols)?;
+    }
+    let wanted = Wanted::Losses(d_hidden.map(Matrix::data_mut));
+    by_chunks("linear_cross_entropy", b, hidden, head, targets, losses, wanted)
+}
+
+pub(crate) fn log_probabilities(
+    b: &CpuBackend,
+    hidden: &Matrix,
+    head: &FrozenLinear,
+    targets: &IndexVector,
+    out: &mut Vector,
+) -> Result<()> {
+    by_chunks("log_probabilities", b, hidden, head, targets, out, Wanted::LogProbabilities)
+}
+
+fn by_chunks(
+    operation: &'static str,
+    b: &CpuBackend,
+    hidden: &Matrix,
+    head: &FrozenLinear,
+    targets: &IndexVector,
+    out: &mut Vector,
+    mut wanted: Wanted<'_>,
+) -> Result<()> {
+    let (rows, inp, vocab) = (hidden.rows, head.inp(), head.out());
+    shape(operation, "hidden", hidden, rows, inp)?;
+    length(operation, "targets", targets.values.len(), rows)?;
+    length(operation, "the result", out.len(), rows)?;
+    below(operation, "targets", &targets.values, vocab)?;
+    let chunk = chunk_rows(vocab).min(rows);
+    let mut logits = b.memory.take(chunk * vocab, "logits")?;
+    for first in (0..rows).step_by(chunk) {
+        let count = chunk.min(rows - first);
+        let logits = &mut logits.as_mut_slice()[..count * vocab];
+        let hidden = MatRef::new(&hidden.data()[first * inp..(first + count) * inp], count, inp);
+        product_with_head(b, hidden, count, head, logits);
+        let (want_gradient, sign) = match &wanted {
+            Wanted::Losses(d_hidden) => (d_hidden.is_some(), 1.0),
+            Wanted::LogProbabilities => (false, -1.0),
+        };
+        let items = logits
+            .chunks_exact_mut(vocab)
+            .zip(&targets.values[first..first + count])
+            .zip(&mut out.data_mut()[first..first + count])
+            .collect();
+        b.threads.for_each(items, |((logits, &target), out): ((&mut [f32], &u32), &mut f32)| {
+            *out = (sign * negative_log_likelihood(logits, target as usize, want_gradient)) as f32;
+        });
+        if let Wanted::Losses(Some(d_hidden)) = &mut wanted {
+            let d_hidden = &mut d_hidden[first * inp..(first + count) * inp];
+            b.threads.with_parallelism(|parallelism| {
+                let d_hidden = MatMut::new(d_hidden, count, inp);
+                let d_logits = MatRef::new(logits, count, vocab);
+                product(parallelism, d_hidden, Store::Overwrite, 1.0, d_logits, head.weight.matrix());
+            });
+        }
+    }
+    Ok(())
+}
+
+fn product_with_head(b: &CpuBackend, hidden: MatRef<'_>, rows: usize, head: &FrozenLinear, logits: &mut [f32]) {
+    let vocab = head.out();
+    let store = match &head.bias {
+        None => Store::Overwrite,
+        Some(bias) => {
+            logits.chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(bias));
+            Store::Add
+        }
+    };
+    b.threads.with_parallelism(|parallelism| {
+        let logits = MatMut::new(logits, rows, vocab);
+        product(parallelism, logits, store, 1.0, hidden, head.weight.matrix().t());
+    });
+}
+
+/// `-log softmax(logits)[target]`. The logits become exponentials; with `gradient`, `softmax - one_hot(target)`.
+fn negative_log_likelihood(logits: &mut [f32], target: usize, gradient: bool) -> f64 {
+    let (max, logit) = (row_max(logits), logits[target]);
+    let sum: f64 = logits.chunks_mut(SUM_BLOCK).map(|block| f64::from(exponentials(block, max))).sum();
+    if gradient {
+        scale(logits, (1.0 / sum) as f32);
+        logits[target] -= 1.0;
+    }
+    f64::from(max) + ln(sum) - f64::from(logit)
+}
+
+pub(crate) fn logits(b: &CpuBackend, hidden: &Matrix, head: &FrozenLinear, out: &mut Vector) -> Result<()> {
+    shape("logits", "hidden", hidden, hidden.rows, head.inp())?;
+    length("logits", "out", out.len(), hidden.rows * head.out())?;
+    product_with_head(b, MatRef::new(hidden.data(), hidden.rows, head.inp()), hidden.rows, head, out.data_mut());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_bounded() {
+        for vocab in [1, 2, 1000, 49_152, 151_936, 262_144] {
+            let rows = chunk_rows(vocab);
+            assert!(rows >= 1 && rows * vocab * 4 <= SCRATCH_BYTES);
+        }
+        assert_eq!(chunk_rows(100_000_000), 1);
+    }
+}

@@ -1,0 +1,42 @@
+//! Elementwise loops, compiled for several instruction sets and picked at run time.
+//!
+//! Rust neither reorders nor contracts floating-point operations, and sums run over explicit lanes, so every version
+//! of a loop gives the same bits.
+
+/// Lanes of a sum. One AVX-512 register; wider than needed elsewhere, which costs nothing.
+pub(crate) const LANES: usize = 16;
+
+/// Adds lanes pairwise: a fixed tree.
+#[inline(always)]
+pub(crate) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Defines a function compiled for AVX-512, for AVX2 and for the baseline, with the choice made at run time.
+/// Tests reach the baseline version as `name::baseline`.
+macro_rules! vectorized {
+    ($($(#[$attr:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
+        $(#[$attr])*
+        #[multiversion::multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512cd+avx512dq+avx512vl+avx2",
+            "x86_64+avx2",
+        ))]
+        pub(crate) fn $name($($arg: $ty),*) $(-> $ret)? $body
+
+        #[cfg(test)]
+        pub(crate) mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+            #[allow(dead_code, clippy::too_many_arguments)]
+            pub(crate) fn baseline($($arg: $ty),*) $(-> $ret)? $body
+        }
+    )*};
+}
+pub(crate) use vectorized;
