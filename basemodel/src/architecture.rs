@@ -1,5 +1,10 @@
 //! What a decoder looks like: one description for every family, differing by switches.
 
+mod check;
+pub(crate) mod config;
+mod fields;
+pub(crate) mod gguf;
+
 /// A LLaMA-family decoder, as `config.json` or GGUF metadata describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Architecture {
@@ -136,8 +141,7 @@ impl Architecture {
     /// `(out, in)` of a projection's weight.
     #[must_use]
     pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
-        let (hidden, heads, kv) =
-            (self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let (hidden, heads, kv) = (self.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim);
         match projection {
             Projection::Q => (heads, hidden),
             Projection::K | Projection::V => (kv, hidden),
