@@ -359,7 +359,7 @@ pub struct Dropout<'a, B: Backend> {
     pub packing: &'a B::Packing,
 }
 
-/// A named stretch of a flat vector, with its fixed-point exponent.
+/// A stretch of a flat vector, with its fixed-point exponent. The segments of a call ascend and do not overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// Elements.

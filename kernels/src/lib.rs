@@ -16,9 +16,9 @@ mod error;
 mod layout;
 mod philox;
 
-#[cfg(feature = "reference")]
+#[cfg(any(test, feature = "reference"))]
 pub mod conformance;
-#[cfg(feature = "reference")]
+#[cfg(any(test, feature = "reference"))]
 pub mod reference;
 
 pub use contract::{

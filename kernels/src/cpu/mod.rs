@@ -22,6 +22,8 @@ mod norm;
 mod rotary;
 mod rows;
 mod simd;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod weights;
 

@@ -1,0 +1,66 @@
+//! Output head: cross-entropy, log-probabilities, logits, untied with bias and tied.
+
+use super::source::{poisoned, poisoned_reals};
+use super::{Comparison, Source, ok};
+use crate::{Backend, reference};
+
+pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
+    let mut source = Source::new(800);
+    let mut all = Vec::new();
+    for (rows, hidden, vocab, tied) in [
+        (1, 1, 2, false),
+        (1, 64, 1000, true),
+        (33, 31, 129, false),
+        (127, 16, 1000, true),
+        (1000, 8, 33, true),
+        // Some chunks of rows, some stretches of a long K.
+        (70, 8, 150_001, true),
+    ] {
+        all.extend(one(b, &mut source, rows, hidden, vocab, tied));
+    }
+    all
+}
+
+fn one<B: Backend>(
+    b: &B,
+    source: &mut Source,
+    rows: usize,
+    hidden: usize,
+    vocab: usize,
+    tied: bool,
+) -> Vec<Comparison> {
+    let case = format!("[{rows}, {hidden}] x {vocab}, tied {tied}");
+    let (values, bias) = (source.floats(vocab * hidden, 1.0), source.floats(vocab, 2.0));
+    let head = match tied {
+        true => ok(b.tied_head(&ok(b.pack_embedding(&values, vocab, hidden)))),
+        false => ok(b.pack_linear(&values, vocab, hidden, Some(&bias))),
+    };
+    let (w, bias) = (super::widen(&values), super::widen(&bias));
+    let bias = (!tied).then_some(&bias[..]);
+    let (x, x_stored) = source.matrix(b, rows, hidden, 1.0);
+    let mut ids = source.indices(rows, vocab);
+    ids[0] = vocab as u32 - 1;
+    let targets = ok(b.upload_indices(&ids));
+    let (want, want_d) = reference::cross_entropy(&x_stored, &w, vocab, bias, &ids);
+
+    let (mut losses, mut d_x) = (poisoned_reals(b, rows), poisoned(b, rows, hidden));
+    ok(b.linear_cross_entropy(&x, &head, &targets, &mut losses, Some(&mut d_x)));
+    let mut all = vec![
+        Comparison::new(format!("losses {case}"), ok(b.read_reals(&losses)), want.clone(), 16.0),
+        Comparison::new(format!("d_hidden {case}"), ok(b.read_activations(&d_x)), want_d, 32.0),
+    ];
+    let mut losses = poisoned_reals(b, rows);
+    ok(b.linear_cross_entropy(&x, &head, &targets, &mut losses, None));
+    all.push(Comparison::new(format!("losses alone {case}"), ok(b.read_reals(&losses)), want, 16.0));
+    let mut log_p = poisoned_reals(b, rows);
+    ok(b.log_probabilities(&x, &head, &targets, &mut log_p));
+    let want = reference::log_probabilities(&x_stored, &w, vocab, bias, &ids);
+    all.push(Comparison::new(format!("log_probabilities {case}"), ok(b.read_reals(&log_p)), want, 16.0));
+    if vocab <= 1000 {
+        let mut logits = poisoned_reals(b, rows * vocab);
+        ok(b.logits(&x, &head, &mut logits));
+        let want = reference::logits(&x_stored, rows, &w, vocab, bias);
+        all.push(Comparison::new(format!("logits {case}"), ok(b.read_reals(&logits)), want, 16.0));
+    }
+    all
+}

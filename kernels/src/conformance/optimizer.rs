@@ -1,0 +1,42 @@
+//! AdamW and the norm.
+
+use super::{Comparison, Source, ok};
+use crate::{AdamW, Backend, reference};
+
+pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
+    let mut source = Source::new(900);
+    let mut all = Vec::new();
+    for (len, weight_decay, gradient_scale) in
+        [(1, 0.0, 1.0), (31, 0.01, 1.0), (1000, 0.1, 0.125), (100_001, 0.01, 0.7)]
+    {
+        let (mut p, mut p_want) = source.vector(b, len, 1.0);
+        let (mut m, mut v) = (ok(b.reals(len)), ok(b.reals(len)));
+        let (mut m_want, mut v_want) = (vec![0.0; len], vec![0.0; len]);
+        for step in 1..=5 {
+            let settings = AdamW {
+                learning_rate: 1e-2 / step as f64,
+                beta1: 0.9,
+                beta2: 0.999,
+                epsilon: 1e-8,
+                weight_decay,
+                step,
+                gradient_scale,
+            };
+            let (gradient, g) = source.vector(b, len, 0.3);
+            ok(b.adamw(&mut p, &gradient, &mut m, &mut v, &settings));
+            for i in 0..len {
+                (p_want[i], m_want[i], v_want[i]) = reference::adamw(p_want[i], g[i], m_want[i], v_want[i], &settings);
+            }
+        }
+        for (name, got, want) in [("parameters", &p, p_want), ("first", &m, m_want), ("second", &v, v_want)] {
+            all.push(Comparison::new(format!("adamw {name}, {len}"), ok(b.read_reals(got)), want, 8.0));
+        }
+        let (x, values) = source.vector(b, len, 3.0);
+        let norm = ok(b.squared_norm(&x));
+        let want: f64 = values.iter().map(|x| x * x).sum();
+        assert!((norm - want).abs() <= 1e-12 * want, "squared_norm of {len}: {norm} {want}");
+        // Compared as f32 with the others; the f64 check is above.
+        all.push(Comparison::new(format!("squared_norm {len}"), vec![norm as f32], vec![want], 1.0));
+    }
+    all
+}

@@ -1,0 +1,87 @@
+//! What the CPU backend promises beyond the contract: bits that depend on nothing, and bounded memory.
+
+use super::CpuBackend;
+use crate::conformance::{Source, families};
+use crate::{AttentionShape, Backend, PackedLayout};
+
+/// Unit roundoff of f32.
+const ROUNDING: f64 = 6e-8;
+
+crate::conformance_suite!(one_thread, CpuBackend::new(1).unwrap(), ROUNDING);
+crate::conformance_suite!(two_threads, CpuBackend::new(2).unwrap(), ROUNDING);
+
+/// Every operation, every case, the same bits with one, two and three threads, and again on used buffers.
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let backends: Vec<CpuBackend> = [1, 2, 3, 2].into_iter().map(|threads| CpuBackend::new(threads).unwrap()).collect();
+    for (name, family) in families::<CpuBackend>() {
+        let first = family(&backends[0]);
+        for backend in &backends {
+            for (a, b) in first.iter().zip(family(backend)) {
+                let same = a.got.iter().zip(&b.got).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{name}: {} differs with {} threads", a.what, backend.threads());
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_scratch_grows_with_the_length_and_not_its_square() {
+    let peak = |length: u32| {
+        let b = CpuBackend::new(2).unwrap();
+        let mut source = Source::new(1);
+        let (rows, packing) = (length as usize, b.upload_packing(&PackedLayout::new(&[length], &[0])).unwrap());
+        let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 0.25, window: None };
+        let mut matrix = |cols| source.matrix(&b, rows, cols, 1.0).0;
+        let (q, k, v, d_out) = (matrix(32), matrix(16), matrix(16), matrix(32));
+        let (mut out, mut d_q, mut d_k, mut d_v) = (matrix(32), matrix(32), matrix(16), matrix(16));
+        let mut saved = b.reals(rows * 2).unwrap();
+        let before = b.memory().in_use;
+        b.reset_peak_memory();
+        b.attention(&q, &k, &v, &packing, &shape, &mut out, &mut saved).unwrap();
+        b.attention_backward(&d_out, &q, &k, &v, &out, &saved, &packing, &shape, &mut d_q, &mut d_k, &mut d_v).unwrap();
+        assert_eq!(b.memory().in_use, before, "scratch was not returned");
+        b.memory().peak - before
+    };
+    let (short, long) = (peak(1000), peak(4000));
+    assert!(long < 4 * short, "{short} -> {long} bytes");
+    assert!(long < 4000 * 4000 * 4 / 20, "{long} bytes for a length of 4000");
+}
+
+#[test]
+fn logits_never_exist_whole() {
+    let b = CpuBackend::new(2).unwrap();
+    let mut source = Source::new(2);
+    let (rows, hidden, vocab) = (2000, 4, 50_000);
+    let head = b.pack_linear(&source.floats(vocab * hidden, 0.1), vocab, hidden, None).unwrap();
+    let x = source.matrix(&b, rows, hidden, 1.0).0;
+    let targets = b.upload_indices(&source.indices(rows, vocab)).unwrap();
+    let (mut losses, mut d_x) = (b.reals(rows).unwrap(), b.activations(rows, hidden).unwrap());
+    let before = b.memory().in_use;
+    b.reset_peak_memory();
+    b.linear_cross_entropy(&x, &head, &targets, &mut losses, Some(&mut d_x)).unwrap();
+    let scratch = b.memory().peak - before;
+    assert!(scratch <= 64 << 20, "{scratch} bytes");
+    assert!(scratch < rows * vocab * 4 / 5);
+}
+
+#[test]
+fn a_second_micro_batch_allocates_nothing_new() {
+    let b = CpuBackend::new(2).unwrap();
+    let run =
+        || families::<CpuBackend>().into_iter().filter(|(name, _)| *name == "linear").for_each(|(_, f)| drop(f(&b)));
+    run();
+    let allocated = b.memory().allocated;
+    run();
+    // Threads take scratch at the same time or one after the other, as it comes.
+    assert!(b.memory().allocated <= allocated + (1 << 20), "{allocated} -> {}", b.memory().allocated);
+    assert_eq!(b.memory().in_use, 0);
+}
+
+#[test]
+fn the_description_names_what_matters() {
+    let description = CpuBackend::new(1).unwrap().arithmetic();
+    for part in ["cpu f32", "gemm 0.19", "depth 512"] {
+        assert!(description.contains(part), "{description}");
+    }
+}

@@ -1,1 +1,0 @@
-//! An f64 version of every operation of the contract.
