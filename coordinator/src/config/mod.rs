@@ -1,5 +1,24 @@
-//! The run file: layered, resolved, and validated before anything starts.
+//! The run file: layered (file < environment < `--set`), resolved, and validated before anything starts.
+//!
+//! Read top to bottom: [`layers`] finds settings and remembers where each came from, [`keys`] says what every key
+//! may hold, [`load`] merges and types them, [`rules`] refuses what contradicts itself, [`show`] prints the result.
 
+mod error;
+mod keys;
+mod kind;
+mod layers;
+mod load;
+mod rules;
 mod sections;
+mod show;
+#[cfg(test)]
+mod tests;
+mod words;
 
+pub use error::ConfigError;
+pub use keys::{KEYS, Key};
+pub use kind::Kind;
+pub use layers::{Origin, environment};
+pub use load::{Resolved, load};
 pub use sections::*;
+pub use words::*;

@@ -1,5 +1,7 @@
-//! The run file: one struct per section. Field docs are the reference documentation of the keys.
+//! The run file: one struct per section. Field docs are the reference documentation of the keys
+//! (`docs/configuration.md` is generated from them and from [`super::keys`]).
 
+use super::words::*;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -34,11 +36,17 @@ pub struct RunFile {
 #[serde(deny_unknown_fields, default)]
 pub struct Run {
     /// Name of the run: letters, digits, `-`, `_` and `.`; the run file's stem when not given.
-    pub name: Option<String>,
-    /// Directory for all that the run writes; `runs/<name>` when not given.
-    pub dir: Option<PathBuf>,
+    pub name: String,
+    /// Directory for all that the run writes; `runs/<name>` under the working directory when not given.
+    pub dir: PathBuf,
     /// Seed of everything random: order of samples, adapter initialization, dropout.
     pub seed: u64,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self { name: String::new(), dir: PathBuf::new(), seed: 42 }
+    }
 }
 
 /// `[model]`
@@ -51,15 +59,6 @@ pub struct Model {
     pub revision: Option<String>,
     /// Type in which weights and activations are computed.
     pub dtype: Dtype,
-}
-
-/// Arithmetic type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32-bit floats.
-    #[default]
-    F32,
 }
 
 /// `[lora]`
@@ -78,14 +77,16 @@ pub struct Lora {
     pub target_modules: TargetModules,
 }
 
-/// Which linear layers get an adapter.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TargetModules {
-    /// The word `all-linear`.
-    Word(String),
-    /// Module names.
-    Names(Vec<String>),
+impl Default for Lora {
+    fn default() -> Self {
+        Self {
+            rank: 16,
+            alpha: 32.0,
+            rslora: false,
+            dropout: 0.0,
+            target_modules: TargetModules::Word("all-linear".into()),
+        }
+    }
 }
 
 /// `[data]`
@@ -118,68 +119,23 @@ pub struct Data {
     pub cache_dir: Option<PathBuf>,
 }
 
-/// One path or several.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Paths {
-    /// One path.
-    One(PathBuf),
-    /// Several, read in this order.
-    Many(Vec<PathBuf>),
-}
-
-/// Shape of a row of data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RowFormat {
-    /// By the fields of the first row.
-    #[default]
-    Auto,
-    /// `{"messages": [{"role", "content"}, ...]}` (OpenAI).
-    Messages,
-    /// `{"conversations": [{"from", "value"}, ...]}` (ShareGPT).
-    Sharegpt,
-    /// `{"instruction", "input", "output"}` (Alpaca).
-    Alpaca,
-    /// `{"prompt", "completion"}`.
-    PromptCompletion,
-    /// Two fields named by `prompt_field` and `answer_field`.
-    Fields,
-}
-
-/// Which turns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Turns {
-    /// The last one.
-    #[default]
-    Last,
-    /// All.
-    All,
-}
-
-/// Policy for malformed rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnBadRow {
-    /// Stop, naming file, line and field.
-    #[default]
-    Fail,
-    /// Leave it out and count it.
-    Skip,
-}
-
-/// Policy for samples that are too long.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnTooLong {
-    /// Stop, naming the row.
-    #[default]
-    Fail,
-    /// Cut the end off and count it.
-    Truncate,
-    /// Leave it out and count it.
-    Skip,
+impl Default for Data {
+    fn default() -> Self {
+        Self {
+            train: Paths::default(),
+            format: RowFormat::Auto,
+            prompt_field: None,
+            answer_field: None,
+            system: None,
+            template: "model".into(),
+            train_turns: Turns::Last,
+            on_bad_row: OnBadRow::Fail,
+            max_tokens: None,
+            on_too_long: OnTooLong::Fail,
+            limit: None,
+            cache_dir: None,
+        }
+    }
 }
 
 /// `[lookahead]`
@@ -204,41 +160,19 @@ pub struct LookAhead {
     pub force: bool,
 }
 
-/// LookAhead mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LookAheadMode {
-    /// No rewriting.
-    Off,
-    /// Preview of the answer's first tokens.
-    Real,
-    /// Preview of a fixed prefix.
-    #[default]
-    Virtual,
-}
-
-/// How a preview is put into the prompt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PreviewLevel {
-    /// As text; the prompt is tokenized as a whole.
-    #[default]
-    Text,
-    /// As the answer's own token ids.
-    Token,
-}
-
-/// Policy for short answers in real mode.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ShortAnswer {
-    /// Preview the whole answer (the authors' behaviour).
-    #[default]
-    Full,
-    /// Preview at most half of it, rounded up.
-    Cap,
-    /// Leave the row as it is.
-    Skip,
+impl Default for LookAhead {
+    fn default() -> Self {
+        Self {
+            mode: LookAheadMode::Virtual,
+            tokens: 6,
+            prefix: "Let's solve this problem. ".into(),
+            connector: " The answer begins with: ".into(),
+            turns: Turns::Last,
+            preview_level: PreviewLevel::Text,
+            short_answer: ShortAnswer::Full,
+            force: false,
+        }
+    }
 }
 
 /// `[train]`
@@ -273,26 +207,24 @@ pub struct Train {
     pub reduction: Reduction,
 }
 
-/// Course of the learning rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Schedule {
-    /// Stays at its peak.
-    Constant,
-    /// Falls in a line to 0 at the last step.
-    #[default]
-    Linear,
-    /// Falls in half a cosine to 0 at the last step.
-    Cosine,
-}
-
-/// How gradients are summed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Reduction {
-    /// As integers: the same bits for any number of workers.
-    #[default]
-    Exact,
+impl Default for Train {
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            max_steps: None,
+            global_batch: 16,
+            micro_batch_tokens: 1024,
+            learning_rate: 2e-4,
+            schedule: Schedule::Linear,
+            warmup_steps: 0,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            clip_norm: 1.0,
+            reduction: Reduction::Exact,
+        }
+    }
 }
 
 /// `[eval]`
@@ -311,6 +243,19 @@ pub struct Eval {
     pub samples: usize,
     /// Tokens of one generated answer, at most.
     pub max_new_tokens: u32,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Self {
+            heldout: None,
+            heldout_limit: None,
+            kl_positions: 8,
+            probes: None,
+            samples: 1,
+            max_new_tokens: 128,
+        }
+    }
 }
 
 /// `[cluster]`
@@ -339,128 +284,6 @@ pub struct Cluster {
     pub load_ms: u64,
 }
 
-/// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Checkpoint {
-    /// Steps between checkpoints; 0 keeps only the one at the end.
-    pub every: u64,
-    /// Checkpoints kept, newest first.
-    pub keep: u32,
-    /// What to do when the run directory already holds a run.
-    pub resume: Resume,
-}
-
-/// Policy for a run directory that is not empty.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Resume {
-    /// Continue from the newest checkpoint that verifies; start when there is none.
-    #[default]
-    Auto,
-    /// Refuse.
-    Never,
-}
-
-/// `[observe]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Observe {
-    /// Steps between progress lines when the output is not a terminal.
-    pub log_every: u64,
-}
-
-impl Default for Run {
-    fn default() -> Self {
-        Self { name: None, dir: None, seed: 42 }
-    }
-}
-
-impl Default for Lora {
-    fn default() -> Self {
-        Self {
-            rank: 16,
-            alpha: 32.0,
-            rslora: false,
-            dropout: 0.0,
-            target_modules: TargetModules::Word("all-linear".into()),
-        }
-    }
-}
-
-impl Default for Paths {
-    fn default() -> Self {
-        Self::Many(Vec::new())
-    }
-}
-
-impl Default for Data {
-    fn default() -> Self {
-        Self {
-            train: Paths::default(),
-            format: RowFormat::Auto,
-            prompt_field: None,
-            answer_field: None,
-            system: None,
-            template: "model".into(),
-            train_turns: Turns::Last,
-            on_bad_row: OnBadRow::Fail,
-            max_tokens: None,
-            on_too_long: OnTooLong::Fail,
-            limit: None,
-            cache_dir: None,
-        }
-    }
-}
-
-impl Default for LookAhead {
-    fn default() -> Self {
-        Self {
-            mode: LookAheadMode::Virtual,
-            tokens: 6,
-            prefix: "Let's solve this problem. ".into(),
-            connector: " The answer begins with: ".into(),
-            turns: Turns::Last,
-            preview_level: PreviewLevel::Text,
-            short_answer: ShortAnswer::Full,
-            force: false,
-        }
-    }
-}
-
-impl Default for Train {
-    fn default() -> Self {
-        Self {
-            epochs: 1,
-            max_steps: None,
-            global_batch: 16,
-            micro_batch_tokens: 1024,
-            learning_rate: 2e-4,
-            schedule: Schedule::Linear,
-            warmup_steps: 0,
-            weight_decay: 0.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            clip_norm: 1.0,
-            reduction: Reduction::Exact,
-        }
-    }
-}
-
-impl Default for Eval {
-    fn default() -> Self {
-        Self {
-            heldout: None,
-            heldout_limit: None,
-            kl_positions: 8,
-            probes: None,
-            samples: 1,
-            max_new_tokens: 128,
-        }
-    }
-}
-
 impl Default for Cluster {
     fn default() -> Self {
         Self {
@@ -478,10 +301,30 @@ impl Default for Cluster {
     }
 }
 
+/// `[checkpoint]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Steps between checkpoints; 0 keeps only the one at the end.
+    pub every: u64,
+    /// Checkpoints kept, newest first.
+    pub keep: u32,
+    /// What to do when the run directory already holds a run.
+    pub resume: Resume,
+}
+
 impl Default for Checkpoint {
     fn default() -> Self {
         Self { every: 50, keep: 3, resume: Resume::Auto }
     }
+}
+
+/// `[observe]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Observe {
+    /// Steps between progress lines when the output is not a terminal.
+    pub log_every: u64,
 }
 
 impl Default for Observe {
