@@ -16,10 +16,13 @@ def converted(gguf):
     if not target.exists():
         scratch = pathlib.Path(tempfile.mkdtemp(dir=gguf.parent, prefix=".convert."))
         try:
-            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            # What llama.cpp stores as f32 was written as 1e-5.
-            model.config.rms_norm_eps = round(model.config.rms_norm_eps, 9)
-            del model.config.quantization_config
+            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            config = loaded.config
+            del config.quantization_config
+            # GGUF stores an f32; 1e-5 is meant.
+            config.rms_norm_eps = round(config.rms_norm_eps, 9)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model.load_state_dict(loaded.state_dict())
             model.save_pretrained(scratch)
             os.rename(scratch, target)
         finally:
