@@ -4,8 +4,7 @@
     peft_train.py --model FILE.gguf --rows ROWS.jsonl [--threads 2] [--batch 8]
 
 ROWS holds a line `{"ids": [...], "loss": [[start, end], ...]}` a sample: the ids and loss positions that ballast trains, in
-order. Prints one JSON object: per-step seconds, real (non-padding) tokens and loss, and the second at which the first step ended,
-counted from the start of the process.
+order. Prints one JSON object: seconds, real (non-padding) tokens and loss of every step.
 """
 
 import argparse
@@ -14,10 +13,8 @@ import pathlib
 import sys
 import time
 
-STARTED = time.monotonic()
-
-import torch  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
+import torch
+from peft import LoraConfig, get_peft_model
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from peft_model import load  # noqa: E402
@@ -58,7 +55,7 @@ def main():
     with open(arguments.rows, encoding="utf-8") as rows:
         samples = [json.loads(line) for line in rows]
 
-    seconds, tokens, losses, first_step_at = [], [], [], None
+    seconds, tokens, losses = [], [], []
     for start in range(0, len(samples), arguments.batch):
         batch = samples[start:start + arguments.batch]
         began = time.monotonic()
@@ -68,11 +65,9 @@ def main():
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        ended = time.monotonic()
-        seconds.append(ended - began)
+        seconds.append(time.monotonic() - began)
         tokens.append(sum(len(s["ids"]) for s in batch))
-        first_step_at = first_step_at or ended - STARTED
-    print(json.dumps({"seconds": seconds, "tokens": tokens, "losses": losses, "first_step_at": first_step_at}))
+    print(json.dumps({"seconds": seconds, "tokens": tokens, "losses": losses}))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN_FILE = ROOT / "bench/throughput.toml"
@@ -70,7 +69,7 @@ def proportional_set_size(pid):
     return 0
 
 
-def watched(command):
+def run(command):
     """Runs a command; gives its standard output and its peak memory."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -83,26 +82,25 @@ def watched(command):
     return output, memory.peak
 
 
-def summary(seconds, tokens, first_step_at, peak):
+def summary(seconds, tokens, peak):
     """Figures of one round. The first step is not counted: caches fill, allocators grow."""
-    return {"tokens_per_second": sum(tokens[1:]) / sum(seconds[1:]), "first_step_at": first_step_at, "peak": peak}
+    return {"tokens_per_second": sum(tokens[1:]) / sum(seconds[1:]), "peak": peak}
 
 
 def ballast_round(binary):
     """One round of training by ballast: one worker, two threads."""
     with tempfile.TemporaryDirectory() as scratch:
-        began = time.time()
-        output, peak = watched([binary, "train", RUN_FILE, "--log", "json", "--set", f"run.dir={scratch}/run",
-                                "--set", f"cluster.threads={THREADS}"])
-    steps = [event for event in map(json.loads, output.splitlines()) if event.get("event") == "step"]
-    return summary([s["seconds"] for s in steps], [s["tokens"] for s in steps], steps[0]["time"] - began, peak)
+        directory = pathlib.Path(scratch) / "run"
+        _, peak = run([binary, "train", RUN_FILE, "--set", f"run.dir={directory}", "--set", f"cluster.threads={THREADS}"])
+        steps = [json.loads(line) for line in (directory / "metrics/steps.jsonl").read_text().splitlines()]
+    return summary([s["seconds"] for s in steps], [s["tokens"] for s in steps], peak)
 
 
 def peft_round(python, rows):
     """One round of training by peft."""
-    output, peak = watched([python, ROOT / "bench/peft_train.py", "--model", MODEL, "--rows", rows, "--threads", THREADS])
+    output, peak = run([python, ROOT / "bench/peft_train.py", "--model", MODEL, "--rows", rows, "--threads", THREADS])
     figures = json.loads(output)
-    return summary(figures["seconds"], figures["tokens"], figures["first_step_at"], peak)
+    return summary(figures["seconds"], figures["tokens"], peak)
 
 
 def report(measure, ballast, peer):
@@ -112,7 +110,7 @@ def report(measure, ballast, peer):
 
 
 def training(arguments):
-    """Throughput, peak memory, time to the first step."""
+    """Throughput and peak memory."""
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as rows:
         rows.write(subprocess.run([arguments.tools / "dump_samples", RUN_FILE], check=True, capture_output=True, text=True).stdout)
         rows.flush()
@@ -122,8 +120,7 @@ def training(arguments):
             if arguments.peft_python:
                 theirs.append(peft_round(arguments.peft_python, rows.name))
     what = f"SmolLM2-135M f32, LoRA r16 on all linears, GSM8K, batch 8, {THREADS} threads"
-    for key, name, scale, digits in [("tokens_per_second", "training, tokens/s", 1, 1), ("peak", "training, peak memory, GB", 1e9, 2),
-                                     ("first_step_at", "training, seconds from process start to end of first step", 1, 1)]:
+    for key, name, scale, digits in [("tokens_per_second", "training, tokens/s", 1, 1), ("peak", "training, peak memory, GB", 1e9, 2)]:
         median = lambda rounds: round(statistics.median(r[key] for r in rounds) / scale, digits) if rounds else None
         report(f"{name} ({what}; peer: peft, padded batches)", median(ours), median(theirs))
 
