@@ -138,11 +138,23 @@ impl BaseModel {
     /// The tokenizer: `tokenizer.json`, or rebuilt from GGUF metadata.
     ///
     /// # Errors
-    /// There is none, it is malformed, or it is of a kind that cannot be rebuilt.
+    /// There is none, it is malformed, it is of a kind that cannot be rebuilt, or it makes tokens that the model lacks.
     pub fn tokenizer(&self) -> Result<tokenizers::Tokenizer, Error> {
-        match &self.origin {
-            Origin::Directory(directory) => tokenizer::from_file(&directory.join("tokenizer.json")),
-            Origin::Gguf(metadata) => tokenizer::from_gguf(metadata),
+        let (tokenizer, file) = match &self.origin {
+            Origin::Directory(directory) => {
+                let file = directory.join("tokenizer.json");
+                (tokenizer::from_file(&file)?, file)
+            }
+            Origin::Gguf(metadata) => (tokenizer::from_gguf(metadata)?, metadata.file().to_owned()),
+        };
+        let rows = self.architecture.vocab_size;
+        let last = tokenizer.get_vocab(true).into_iter().max_by_key(|(_, id)| *id);
+        match last.filter(|(_, id)| *id as usize >= rows) {
+            Some((text, id)) => Err(Error::tokenizer(
+                &file,
+                format!("token {id} ({text:?}) is beyond the {rows} rows of the embedding table"),
+            )),
+            None => Ok(tokenizer),
         }
     }
 

@@ -36,7 +36,13 @@ pub(crate) fn from_gguf(metadata: &Metadata) -> Result<Tokenizer, Error> {
 }
 
 fn build(bytes: &[u8], file: &Path) -> Result<Tokenizer, Error> {
-    Tokenizer::from_bytes(bytes).map_err(|e| Error::tokenizer(file, format!("cannot be built: {e}")))
+    let wrong = |what: String| Error::tokenizer(file, what);
+    // The library panics where a part of the description is not JSON or not of the type it expects.
+    serde_json::from_slice::<Value>(bytes).map_err(|e| wrong(format!("is not JSON: {e}")))?;
+    match std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes)) {
+        Ok(built) => built.map_err(|e| wrong(format!("cannot be built: {e}"))),
+        Err(_) => Err(wrong("cannot be built: a part of it is malformed".into())),
+    }
 }
 
 /// The parts of a `tokenizer.json` in which the kinds differ.

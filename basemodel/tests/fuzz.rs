@@ -24,7 +24,15 @@ enum Mutation {
 }
 
 fn mutation() -> impl Strategy<Value = Mutation> {
-    let edges = prop_oneof![Just(0), Just(1), Just(u64::MAX), Just(1 << 31), Just(1 << 62), Just(i64::MAX as u64), any::<u64>()];
+    let edges = prop_oneof![
+        Just(0),
+        Just(1),
+        Just(u64::MAX),
+        Just(1 << 31),
+        Just(1 << 62),
+        Just(i64::MAX as u64),
+        any::<u64>()
+    ];
     prop_oneof![
         5 => (any::<usize>(), any::<u8>()).prop_map(|(at, to)| Mutation::Set(at, to)),
         3 => (any::<usize>(), edges).prop_map(|(at, to)| Mutation::Word(at, to)),
@@ -96,13 +104,23 @@ fn tokenizer_json() -> &'static str {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn gguf(mutations in vec(mutation(), 1..4)) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("m.gguf");
         std::fs::write(&path, mutate(GgufBuilder::tiny().build(), &mutations, 2000)).unwrap();
+        exercise(&path);
+    }
+
+    /// Whole vocabularies of both kinds, hit anywhere.
+    #[test]
+    fn gguf_tokenizers(name in prop_oneof![Just("llama-bpe.gguf"), Just("sentencepiece.gguf")], mutations in vec(mutation(), 1..6)) {
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.gguf");
+        std::fs::write(&path, mutate(std::fs::read(fixture).unwrap(), &mutations, usize::MAX)).unwrap();
         exercise(&path);
     }
 

@@ -157,14 +157,27 @@ fn both_layouts_of_rotary_parameters() {
         object.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         object
     };
-    let scaled = RotaryScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192 };
+    let scaled = RotaryScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_positions: 8192,
+    };
     for (changes, theta, scaling) in [
         (json!({}), 10_000.0, RotaryScaling::Default),
         (json!({"rope_theta": null}), 10_000.0, RotaryScaling::Default),
         (json!({"rope_theta": 5e5, "rope_scaling": with(json!({"rope_type": "llama3"}))}), 5e5, scaled.clone()),
-        (json!({"rope_theta": null, "rope_parameters": with(json!({"rope_type": "llama3", "rope_theta": 5e5}))}), 5e5, scaled),
+        (
+            json!({"rope_theta": null, "rope_parameters": with(json!({"rope_type": "llama3", "rope_theta": 5e5}))}),
+            5e5,
+            scaled,
+        ),
         (json!({"rope_scaling": {"type": "linear", "factor": 2}}), 10_000.0, RotaryScaling::Linear { factor: 2.0 }),
-        (json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}), 1e5, RotaryScaling::Default),
+        (
+            json!({"rope_theta": null, "rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}),
+            1e5,
+            RotaryScaling::Default,
+        ),
     ] {
         let architecture = architecture_of(&changes).unwrap();
         assert_eq!((architecture.rope_theta, architecture.rope_scaling), (theta, scaling), "{changes}");
@@ -173,9 +186,13 @@ fn both_layouts_of_rotary_parameters() {
 
 #[test]
 fn families_differ_by_switches() {
-    let mistral = architecture_of(&json!({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32})).unwrap();
+    let mistral = architecture_of(
+        &json!({"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 32}),
+    )
+    .unwrap();
     assert_eq!(mistral.sliding_window, Some(32));
-    let llama = architecture_of(&json!({"sliding_window": 32, "head_dim": 4, "hidden_act": "gelu_pytorch_tanh"})).unwrap();
+    let llama =
+        architecture_of(&json!({"sliding_window": 32, "head_dim": 4, "hidden_act": "gelu_pytorch_tanh"})).unwrap();
     assert_eq!((llama.sliding_window, llama.activation), (None, Activation::GeluTanh));
     assert_eq!((llama.norm_epsilon, llama.embedding_scale, llama.head_dim), (1e-5, 1.0, 4));
     // Biases that the configuration asks for must be in the file.
@@ -183,6 +200,9 @@ fn families_differ_by_switches() {
     assert!(missing(json!({"attention_bias": true})).starts_with("tensor model.layers.0.self_attn.q_proj.bias of "));
     assert!(missing(json!({"mlp_bias": true})).starts_with("tensor model.layers.0.mlp.gate_proj.bias of "));
     assert!(missing(json!({"model_type": "qwen2"})).starts_with("tensor model.layers.0.self_attn.q_proj.bias of "));
-    assert!(missing(json!({"model_type": "qwen3", "head_dim": 4})).starts_with("tensor model.layers.0.self_attn.q_norm.weight of "));
+    assert!(
+        missing(json!({"model_type": "qwen3", "head_dim": 4}))
+            .starts_with("tensor model.layers.0.self_attn.q_norm.weight of ")
+    );
     assert!(missing(json!({"tie_word_embeddings": false})).starts_with("tensor lm_head.weight of "));
 }

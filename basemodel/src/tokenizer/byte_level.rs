@@ -20,10 +20,15 @@ pub(super) fn describe(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Resu
     let file = metadata.file();
     let merges = metadata.strings("tokenizer.ggml.merges")?;
     let merges = merges.ok_or_else(|| Error::tokenizer(file, "metadata key tokenizer.ggml.merges is missing"))?;
-    let pairs = merges.iter().map(|m| m.split_once(' ').filter(|(left, right)| !left.is_empty() && !right.is_empty()));
-    let pairs: Option<Vec<_>> = pairs.collect();
-    let pairs =
-        pairs.ok_or_else(|| Error::tokenizer(file, "tokenizer.ggml.merges holds an entry that is not two tokens"))?;
+    let ids = vocabulary.ids();
+    let mut pairs = Vec::with_capacity(merges.len());
+    for merge in merges {
+        let pair = merge.split_once(' ').filter(|(left, right)| {
+            [left, right, format!("{left}{right}").as_str()].iter().all(|token| ids.contains_key(*token))
+        });
+        let what = || format!("tokenizer.ggml.merges holds {merge:?}, which does not join two tokens into a third");
+        pairs.push(pair.ok_or_else(|| Error::tokenizer(file, what()))?);
+    }
 
     let kind = metadata.text("tokenizer.ggml.pre")?;
     let (normalizer, pre_tokenizer, llama3) = match kind {
@@ -44,7 +49,7 @@ pub(super) fn describe(metadata: &Metadata, vocabulary: &Vocabulary<'_>) -> Resu
         model: json!({
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": llama3,
-            "vocab": vocabulary.ids(), "merges": pairs,
+            "vocab": ids, "merges": pairs,
         }),
         begins: llama3,
     };

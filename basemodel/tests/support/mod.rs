@@ -124,7 +124,8 @@ impl GgufBuilder {
             ("tokenizer.chat_template", string_value("{{ messages }}")),
         ];
         let tensors = tensors().into_iter().map(|(name, (shape, values))| {
-            let values = if name.contains("q_proj") || name.contains("k_proj") { interleave(&values, 8) } else { values };
+            let values =
+                if name.contains("q_proj") || name.contains("k_proj") { interleave(&values, 8) } else { values };
             (gguf_name(&name), shape.iter().rev().map(|&d| d as u64).collect(), 0, bytes_of(&values))
         });
         Self { version: 3, values: values.map(|(k, v)| (k.to_owned(), v)).to_vec(), tensors: tensors.collect() }
