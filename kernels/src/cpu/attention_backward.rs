@@ -9,26 +9,12 @@ use super::attention::{KEY_BLOCK, check, query_block, stack_queries, visible};
 use super::buffers::{Matrix, PackingTable, Vector};
 use super::exp::exp;
 use super::gemm::{MatMut, MatRef, Store, product};
-use super::simd::{LANES, add_lanes, vectorized};
+use super::simd::{dot, vectorized};
 use crate::contract::{AttentionShape, Result};
 use gemm::Parallelism;
 use std::ops::Range;
 
 vectorized! {
-    fn dot(a: &[f32], b: &[f32]) -> f32 {
-        let mut lanes = [0.0; LANES];
-        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-        for (a, b) in a.iter().zip(b) {
-            for lane in 0..LANES {
-                lanes[lane] += a[lane] * b[lane];
-            }
-        }
-        for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-            *lane += a * b;
-        }
-        add_lanes(lanes)
-    }
-
     /// `p = e^(s - lse)` in place of the scores, and `ds = p (dp - delta)` in place of `dp`.
     fn probabilities_and_score_gradients(scores: &mut [f32], d_p: &mut [f32], log_sum_exp: f32, delta: f32) {
         for (score, d_p) in scores.iter_mut().zip(d_p) {

@@ -18,13 +18,21 @@ vectorized! {
     /// `scale` is a power of two, so the product is exact and rounding happens once.
     fn add_rounded(gradient: &[f32], scale: f64, sums: &mut [i64]) -> f64 {
         let mut largest = [0.0_f64; LANES];
-        for (gradient, sums) in gradient.chunks(LANES).zip(sums.chunks_mut(LANES)) {
-            for ((gradient, sum), largest) in gradient.iter().zip(sums).zip(&mut largest) {
-                let value = f64::from(*gradient) * scale;
-                let magnitude = if value.is_nan() { f64::INFINITY } else { value.abs() };
-                *largest = if magnitude > *largest { magnitude } else { *largest };
-                *sum = sum.wrapping_add(value.round_ties_even() as i64);
+        let mut add = |gradient: f32, sum: &mut i64, lane: usize| {
+            let value = f64::from(gradient) * scale;
+            let magnitude = if value.is_nan() { f64::INFINITY } else { value.abs() };
+            largest[lane] = if magnitude > largest[lane] { magnitude } else { largest[lane] };
+            *sum = sum.wrapping_add(value.round_ties_even() as i64);
+        };
+        let (gradients, gradient_rest) = gradient.as_chunks::<LANES>();
+        let (sums, sum_rest) = sums.as_chunks_mut::<LANES>();
+        for (gradients, sums) in gradients.iter().zip(sums) {
+            for lane in 0..LANES {
+                add(gradients[lane], &mut sums[lane], lane);
             }
+        }
+        for (lane, (gradient, sum)) in gradient_rest.iter().zip(sum_rest).enumerate() {
+            add(*gradient, sum, lane);
         }
         largest.iter().fold(0.0, |a, &b| if b > a { b } else { a })
     }

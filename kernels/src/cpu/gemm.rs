@@ -76,8 +76,13 @@ pub(crate) struct MatMut<'a> {
 impl<'a> MatMut<'a> {
     /// Dense.
     pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        assert!(holds(data.len(), rows, cols, cols), "{rows} x {cols} in {}", data.len());
-        Self { data, rows, cols, stride: cols }
+        Self::strided(data, rows, cols, cols)
+    }
+
+    /// Its rows `stride` elements apart.
+    pub(crate) fn strided(data: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(holds(data.len(), rows, cols, stride), "{rows} x {cols} by {stride} in {}", data.len());
+        Self { data, rows, cols, stride }
     }
 }
 

@@ -8,6 +8,7 @@ use super::buffers::{IndexVector, Matrix, Vector};
 use super::check::{below, length, shape};
 use super::exp::ln;
 use super::gemm::{MatMut, MatRef, Store, product};
+use super::linear::base;
 use super::weights::FrozenLinear;
 use crate::contract::Result;
 
@@ -18,8 +19,14 @@ const SUM_BLOCK: usize = 4096;
 
 /// Rows of a chunk: a function of the vocabulary alone.
 fn chunk_rows(vocab: usize) -> usize {
-    let rows = (SCRATCH_BYTES / size_of::<f32>() / vocab).max(1);
+    let rows = (SCRATCH_BYTES / size_of::<f32>() / row_stride(vocab)).max(1);
     if rows > 8 { rows / 8 * 8 } else { rows }
+}
+
+/// Elements from one row of logits to the next. A line more than whole lines: vocabularies tend to be multiples of
+/// large powers of two, and rows that far apart would share a few cache sets.
+fn row_stride(vocab: usize) -> usize {
+    vocab.next_multiple_of(16) + 16
 }
 
 /// What to make of the logits.
@@ -70,18 +77,20 @@ fn by_chunks(
     length(operation, "the result", out.len(), rows)?;
     below(operation, "targets", &targets.values, vocab)?;
     let chunk = chunk_rows(vocab).min(rows);
-    let mut logits = b.memory.take(chunk * vocab, "logits")?;
+    let stride = row_stride(vocab);
+    let mut logits = b.memory.take(chunk * stride, "logits")?;
     for first in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - first);
-        let logits = &mut logits.as_mut_slice()[..count * vocab];
+        let logits = &mut logits.as_mut_slice()[..count * stride];
         let hidden = MatRef::new(&hidden.data()[first * inp..(first + count) * inp], count, inp);
-        product_with_head(b, hidden, count, head, logits);
+        product_with_head(b, hidden, count, head, logits, stride);
         let (want_gradient, sign) = match &wanted {
             Wanted::Losses(d_hidden) => (d_hidden.is_some(), 1.0),
             Wanted::LogProbabilities => (false, -1.0),
         };
         let items = logits
-            .chunks_exact_mut(vocab)
+            .chunks_exact_mut(stride)
+            .map(|row| &mut row[..vocab])
             .zip(&targets.values[first..first + count])
             .zip(&mut out.data_mut()[first..first + count])
             .collect();
@@ -92,7 +101,7 @@ fn by_chunks(
             let d_hidden = &mut d_hidden[first * inp..(first + count) * inp];
             b.threads.with_parallelism(|parallelism| {
                 let d_hidden = MatMut::new(d_hidden, count, inp);
-                let d_logits = MatRef::new(logits, count, vocab);
+                let d_logits = MatRef::strided(logits, count, vocab, stride);
                 product(parallelism, d_hidden, Store::Overwrite, 1.0, d_logits, head.weight.matrix());
             });
         }
@@ -100,17 +109,25 @@ fn by_chunks(
     Ok(())
 }
 
-fn product_with_head(b: &CpuBackend, hidden: MatRef<'_>, rows: usize, head: &FrozenLinear, logits: &mut [f32]) {
+/// `hidden Wᵀ + bias`, to rows `stride` apart.
+fn product_with_head(
+    b: &CpuBackend,
+    hidden: MatRef<'_>,
+    rows: usize,
+    head: &FrozenLinear,
+    logits: &mut [f32],
+    stride: usize,
+) {
     let vocab = head.out();
     let store = match &head.bias {
         None => Store::Overwrite,
         Some(bias) => {
-            logits.chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(bias));
+            logits.chunks_exact_mut(stride).for_each(|row| row[..vocab].copy_from_slice(bias));
             Store::Add
         }
     };
     b.threads.with_parallelism(|parallelism| {
-        let logits = MatMut::new(logits, rows, vocab);
+        let logits = MatMut::strided(logits, rows, vocab, stride);
         product(parallelism, logits, store, 1.0, hidden, head.weight.matrix().t());
     });
 }
@@ -129,7 +146,7 @@ fn negative_log_likelihood(logits: &mut [f32], target: usize, gradient: bool) ->
 pub(crate) fn logits(b: &CpuBackend, hidden: &Matrix, head: &FrozenLinear, out: &mut Vector) -> Result<()> {
     shape("logits", "hidden", hidden, hidden.rows, head.inp())?;
     length("logits", "out", out.len(), hidden.rows * head.out())?;
-    product_with_head(b, MatRef::new(hidden.data(), hidden.rows, head.inp()), hidden.rows, head, out.data_mut());
+    base(b, hidden.data(), hidden.rows, head, out.data_mut());
     Ok(())
 }
 
@@ -141,7 +158,7 @@ mod tests {
     fn chunks_are_bounded() {
         for vocab in [1, 2, 1000, 49_152, 151_936, 262_144] {
             let rows = chunk_rows(vocab);
-            assert!(rows >= 1 && rows * vocab * 4 <= SCRATCH_BYTES);
+            assert!(rows >= 1 && rows * row_stride(vocab) * 4 <= SCRATCH_BYTES);
         }
         assert_eq!(chunk_rows(100_000_000), 1);
     }

@@ -8,6 +8,7 @@ use super::buffers::{Matrix, Vector};
 use super::check::{ensure, length, shape};
 use super::dropout::Mask;
 use super::gemm::{MatMut, MatRef, Store, product};
+use super::simd::dot;
 use super::weights::FrozenLinear;
 use crate::contract::{LoraPath, Result, Target};
 use gemm::Parallelism;
@@ -71,7 +72,7 @@ pub(crate) fn forward(
     let (rows, inp, out) = (x.rows, weight.inp(), weight.out());
     shape("linear", "x", x, rows, inp)?;
     shape("linear", "y", y, rows, out)?;
-    base(backend, x, weight, y);
+    base(backend, x.data(), rows, weight, y.data_mut());
     let Some((path, down)) = lora else { return Ok(()) };
     let adapter = Adapter::new("linear", path, weight, rows)?;
     length("linear", "down", down.len(), rows * adapter.rank)?;
@@ -85,18 +86,32 @@ pub(crate) fn forward(
 }
 
 /// `y = x Wᵀ + bias`.
-pub(crate) fn base(backend: &CpuBackend, x: &Matrix, weight: &FrozenLinear, y: &mut Matrix) {
-    let (rows, inp, out) = (x.rows, weight.inp(), weight.out());
+pub(crate) fn base(backend: &CpuBackend, x: &[f32], rows: usize, weight: &FrozenLinear, y: &mut [f32]) {
+    if rows == 1 {
+        return base_of_vector(backend, x, weight, y);
+    }
+    let (inp, out) = (weight.inp(), weight.out());
     let store = match &weight.bias {
         None => Store::Overwrite,
         Some(bias) => {
-            y.data_mut().chunks_exact_mut(out).for_each(|row| row.copy_from_slice(bias));
+            y.chunks_exact_mut(out).for_each(|row| row.copy_from_slice(bias));
             Store::Add
         }
     };
     backend.threads.with_parallelism(|parallelism| {
-        let y = MatMut::new(y.data_mut(), rows, out);
-        product(parallelism, y, store, 1.0, MatRef::new(x.data(), rows, inp), weight.weight.matrix().t());
+        let y = MatMut::new(y, rows, out);
+        product(parallelism, y, store, 1.0, MatRef::new(x, rows, inp), weight.weight.matrix().t());
+    });
+}
+
+/// One row, as in decoding: the weight is read once, so memory is the limit and every thread helps to read.
+fn base_of_vector(backend: &CpuBackend, x: &[f32], weight: &FrozenLinear, y: &mut [f32]) {
+    let piece = backend.threads.rows_per_piece(weight.out(), weight.inp());
+    backend.threads.for_each(y.chunks_mut(piece).enumerate().collect(), |(index, y): (usize, &mut [f32])| {
+        for (offset, y) in y.iter_mut().enumerate() {
+            let row = index * piece + offset;
+            *y = dot(x, weight.weight.row(row)) + weight.bias.as_ref().map_or(0.0, |bias| bias[row]);
+        }
     });
 }
 

@@ -11,13 +11,12 @@ vectorized! {
     /// All heads of one row; `sign` is -1 to rotate back.
     fn rotate_row(row: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
         let half = cos.len();
-        let sin = &sin[..half];
         for head in row.chunks_exact_mut(2 * half) {
             let (low, high) = head.split_at_mut(half);
-            for i in 0..half {
-                let (a, b, s) = (low[i], high[i], sign * sin[i]);
-                low[i] = a * cos[i] - b * s;
-                high[i] = b * cos[i] + a * s;
+            for ((low, high), (cos, sin)) in low.iter_mut().zip(high).zip(cos.iter().zip(sin)) {
+                let (a, b, s) = (*low, *high, sign * sin);
+                *low = a * cos - b * s;
+                *high = b * cos + a * s;
             }
         }
     }

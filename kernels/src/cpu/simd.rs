@@ -40,3 +40,20 @@ macro_rules! vectorized {
     )*};
 }
 pub(crate) use vectorized;
+
+vectorized! {
+    /// Inner product, by lanes.
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        let mut lanes = [0.0; LANES];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.iter().zip(b) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane] * b[lane];
+            }
+        }
+        for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+            *lane += a * b;
+        }
+        add_lanes(lanes)
+    }
+}

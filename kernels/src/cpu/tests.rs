@@ -85,3 +85,52 @@ fn the_description_names_what_matters() {
         assert!(description.contains(part), "{description}");
     }
 }
+
+/// The loops compiled for this machine's best instruction set against those of the baseline.
+#[test]
+fn bits_do_not_depend_on_the_instruction_set() {
+    use super::{attention, dropout, fixed, gated, norm, rotary, simd};
+    let mut source = Source::new(3);
+    for len in [2, 15, 16, 31, 33, 127, 576, 1000] {
+        let (x, y, z) = (source.floats(len, 2.0), source.floats(len, 2.0), source.floats(len, 2.0));
+        let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        let both = |best: &dyn Fn(&mut [f32]), baseline: &dyn Fn(&mut [f32])| {
+            let (mut a, mut b) = (z.clone(), z.clone());
+            best(&mut a);
+            baseline(&mut b);
+            assert_eq!(bits(&a), bits(&b), "{len} elements");
+        };
+        assert_eq!(simd::dot(&x, &y).to_bits(), simd::dot::baseline(&x, &y).to_bits());
+        both(&|out| out[0] += attention::exponentials(out, 3.0), &|out| {
+            out[0] += attention::exponentials::baseline(out, 3.0);
+        });
+        both(&|out| gated::silu_gate(&x, &y, out), &|out| gated::silu_gate::baseline(&x, &y, out));
+        both(&|out| gated::gelu_gate(&x, &y, out), &|out| gated::gelu_gate::baseline(&x, &y, out));
+        both(&|out| gated::gelu_gate_backward(&x, &y, &z, &mut x.clone(), out), &|out| {
+            gated::gelu_gate_backward::baseline(&x, &y, &z, &mut x.clone(), out);
+        });
+        both(
+            &|out| {
+                norm::norm_group(&x, &y, 1.0, 1e-5, out);
+            },
+            &|out| {
+                norm::norm_group::baseline(&x, &y, 1.0, 1e-5, out);
+            },
+        );
+        both(&|out| norm::norm_group_backward(&x, &y, &x, 1.0, 0.7, true, out), &|out| {
+            norm::norm_group_backward::baseline(&x, &y, &x, 1.0, 0.7, true, out);
+        });
+        let philox = crate::Philox::dropout(1, 2);
+        both(&|out| dropout::mask_row(philox, 3, 4, 5, 1 << 31, 2.0, &x, out), &|out| {
+            dropout::mask_row::baseline(philox, 3, 4, 5, 1 << 31, 2.0, &x, out);
+        });
+        both(&|out| rotary::rotate_row(out, &x[..len / 2], &y, -1.0), &|out| {
+            rotary::rotate_row::baseline(out, &x[..len / 2], &y, -1.0);
+        });
+        let (mut a, mut b) = (vec![7; len], vec![7; len]);
+        fixed::add_rounded(&x, 1024.0, &mut a);
+        fixed::add_rounded::baseline(&x, 1024.0, &mut b);
+        assert_eq!(a, b);
+        assert_eq!(fixed::squares(&x).to_bits(), fixed::squares::baseline(&x).to_bits());
+    }
+}
