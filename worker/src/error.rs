@@ -36,7 +36,9 @@ pub enum WorkerError {
         detail: String,
     },
     /// A loss or a gradient is NaN or infinite.
-    #[error("step {step}: loss or gradient is not finite in {place}; lower train.learning_rate or look at these samples")]
+    #[error(
+        "step {step}: loss or gradient is not finite in {place}; lower train.learning_rate or look at these samples"
+    )]
     NonFinite {
         /// The step.
         step: u64,

@@ -8,9 +8,7 @@ use crate::packed::{Packed, check_ids};
 use crate::progress::Progress;
 use crate::trainer::Trainer;
 use ballast_kernels::Backend;
-use ballast_proto::v1::{
-    GenerateResult, GenerateTask, ScoreResult, ScoreTask, next_task_response::Task, task_result,
-};
+use ballast_proto::v1::{GenerateResult, GenerateTask, ScoreResult, ScoreTask, next_task_response::Task, task_result};
 
 /// Runs one task on the trainer's adapter.
 ///

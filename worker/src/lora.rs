@@ -129,8 +129,7 @@ impl LoraLayout {
     /// The tensors as segments with these fixed-point exponents, one a tensor.
     #[must_use]
     pub fn segments(&self, exponents: &[i32]) -> Vec<Segment> {
-        let segment =
-            |(tensor, &exponent): (&LoraTensor, &i32)| Segment { range: tensor.range.clone(), exponent };
+        let segment = |(tensor, &exponent): (&LoraTensor, &i32)| Segment { range: tensor.range.clone(), exponent };
         self.tensors.iter().zip(exponents).map(segment).collect()
     }
 
@@ -226,11 +225,6 @@ impl<'a, B: Backend> Adapter<'a, B> {
             scaling: self.layout.scaling,
             dropout,
         })
-    }
-
-    /// Rank of its paths.
-    pub(crate) fn rank(&self) -> usize {
-        self.layout.rank
     }
 }
 

@@ -151,9 +151,7 @@ impl<B: Backend> Trainer<B> {
 
     /// Refuses a shard that is not the next step's or breaks the protocol; packs its micro-batches.
     fn check(&self, shard: &StepShard) -> Result<Vec<Packed>, WorkerError> {
-        let refuse = |detail: String| {
-            Err(WorkerError::Shard { what: format!("shard of step {}", shard.step), detail })
-        };
+        let refuse = |detail: String| Err(WorkerError::Shard { what: format!("shard of step {}", shard.step), detail });
         let next = self.state.step + 1;
         if shard.step != next {
             return refuse(format!("the next step is {next}"));

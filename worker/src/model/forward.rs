@@ -142,19 +142,8 @@ impl<B: Backend> Decoder<B> {
 
         pass.progress.tick();
         let next = Residual { x: self.copy(&mlp_input, pass)?, delta: Some(mlp_out) };
-        let tape = LayerTape {
-            attention_input,
-            unnormed,
-            q,
-            k,
-            v,
-            attended,
-            log_sum_exp,
-            mlp_input,
-            gate,
-            up,
-            lora_down,
-        };
+        let tape =
+            LayerTape { attention_input, unnormed, q, k, v, attended, log_sum_exp, mlp_input, gate, up, lora_down };
         Ok((next, tape))
     }
 

@@ -76,15 +76,11 @@ fn load_layer<B: Backend>(
     let linear = |projection: Projection| -> Result<B::Linear, WorkerError> {
         let (out, inp) = a.projection_shape(projection);
         let name = format!("model.layers.{layer}.{}.{}", projection.block(), projection.name());
-        let bias =
-            has_bias(a, projection).then(|| weights(&format!("{name}.bias"), &[out])).transpose()?;
+        let bias = has_bias(a, projection).then(|| weights(&format!("{name}.bias"), &[out])).transpose()?;
         Ok(backend.pack_linear(&weights(&format!("{name}.weight"), &[out, inp])?, out, inp, bias.as_deref())?)
     };
     let head_norms = if a.qk_norm {
-        Some(HeadNorms {
-            q: vector("self_attn.q_norm", a.head_dim)?,
-            k: vector("self_attn.k_norm", a.head_dim)?,
-        })
+        Some(HeadNorms { q: vector("self_attn.q_norm", a.head_dim)?, k: vector("self_attn.k_norm", a.head_dim)? })
     } else {
         None
     };

@@ -13,6 +13,7 @@ mod rotary;
 pub use batch::{Batch, Rows};
 pub use decode::DecodeCache;
 pub use forward::Tape;
+pub use load::Weights;
 
 use crate::lora::Adapter;
 use crate::progress::Progress;

@@ -1,0 +1,10 @@
+//! What the trainer promises, on the CPU backend: parity with PEFT, gradients of every variant of the decoder, the same bits
+//! however the work is divided, and decoding that agrees with training.
+#![allow(missing_docs)]
+
+mod decoding;
+mod exactness;
+mod gradients;
+mod parity;
+mod resume;
+mod support;
