@@ -20,7 +20,7 @@ fn of_parts(parts: &[(&str, &[u8])]) -> String {
     let mut parts = parts.to_vec();
     parts.sort_unstable();
     let chunks: Vec<&[u8]> = parts.iter().flat_map(|(_, bytes)| bytes.chunks(CHUNK)).collect();
-    let mut digests = chunks.par_iter().map(|chunk| Sha256::digest(chunk)).collect::<Vec<_>>().into_iter();
+    let mut digests = chunks.par_iter().map(Sha256::digest).collect::<Vec<_>>().into_iter();
     let mut whole = Sha256::new();
     for (name, bytes) in parts {
         // Lengths first, so that no two models are spelled alike.

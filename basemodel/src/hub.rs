@@ -74,7 +74,7 @@ impl Hub {
     /// The directory with the model's configuration, tokenizer and safetensors.
     pub(crate) fn checkpoint(&self, name: &str, revision: &str) -> Result<PathBuf, Error> {
         if self.offline {
-            return self.cached(name, revision, |snapshot| first_missing(snapshot));
+            return self.cached(name, revision, first_missing);
         }
         let (pinned, files) = self.resolve(name, revision)?;
         let has = |file: &str| files.contains(file);

@@ -13,8 +13,8 @@ use std::collections::HashMap;
 
 /// SentencePiece writes a blank as this character.
 const BLANK: &str = "\u{2581}";
-/// Longest piece, in bytes, that is split to find its merges. SentencePiece makes none longer than 16 characters unless told to,
-/// and finding the merges of a piece takes time that grows with the square of its length.
+/// Longest piece, in bytes, that is split to find its merges. SentencePiece makes none longer than 16 characters unless
+/// told to, and finding the merges of a piece takes time that grows with the square of its length.
 const MAX_PIECE: usize = 256;
 
 /// The `tokenizer.json` of this vocabulary.

@@ -1,6 +1,7 @@
 //! Tiny models for tests: one layer, two query heads over one key/value head, eight tokens.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its own part")]
 
+use ballast_basemodel::{BaseModel, Error, ModelSource};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -66,13 +67,15 @@ pub fn write_directory(directory: &Path) {
     std::fs::write(directory.join("model.safetensors"), bytes).unwrap();
 }
 
+/// Name, dimensions (fastest first), type, data.
+pub type GgufTensor = (String, Vec<u64>, u32, Vec<u8>);
+
 /// A GGUF file under construction.
 #[derive(Clone)]
 pub struct GgufBuilder {
     pub version: u32,
     pub values: Vec<(String, Vec<u8>)>,
-    /// Name, dimensions (fastest first), type, data.
-    pub tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+    pub tensors: Vec<GgufTensor>,
 }
 
 pub fn string(text: &str) -> Vec<u8> {
@@ -142,7 +145,7 @@ impl GgufBuilder {
         self
     }
 
-    pub fn tensor(&mut self, name: &str) -> &mut (String, Vec<u64>, u32, Vec<u8>) {
+    pub fn tensor(&mut self, name: &str) -> &mut GgufTensor {
         self.tensors.iter_mut().find(|t| t.0 == name).unwrap()
     }
 
@@ -211,4 +214,19 @@ fn gguf_name(name: &str) -> String {
         name = name.replace(theirs, ours);
     }
     name
+}
+
+/// The error with which opening a model, or what is done with it, ends.
+pub fn failure(path: &Path, also: impl Fn(&BaseModel) -> Result<(), Error>) -> Error {
+    let opened = ModelSource::parse(path.to_str().unwrap(), None).and_then(|s| s.fetch());
+    match opened.and_then(|model| also(&model)) {
+        Ok(()) => panic!("{} was accepted", path.display()),
+        Err(error) => error,
+    }
+}
+
+/// Everything that reads something: the tokenizer and all tensors.
+pub fn use_it(model: &BaseModel) -> Result<(), Error> {
+    model.tokenizer()?;
+    tensors().iter().try_for_each(|(name, (shape, _))| model.tensor_f32(name, shape).map(drop))
 }
