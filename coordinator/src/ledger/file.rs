@@ -1,0 +1,358 @@
+//! The ledger's file.
+
+use super::{Record, StepRecord};
+use ballast_proto::{Coded, ErrorCode, Failure};
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// What can be wrong with a ledger.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line before the last does not verify, or records contradict each other.
+    #[error("{}, line {line}: {problem}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line.
+        line: usize,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A redone step led to another state.
+    #[error("redoing step {step} led to state {found}, but it was {recorded} when it was first trained: a machine computes wrongly")]
+    Diverged {
+        /// The step.
+        step: u64,
+        /// Hash now.
+        found: String,
+        /// Hash of the voided record.
+        recorded: String,
+    },
+    /// A step out of order.
+    #[error("step {step} cannot follow step {head}")]
+    OutOfOrder {
+        /// The step offered.
+        step: u64,
+        /// The newest step there is.
+        head: u64,
+    },
+}
+
+impl Coded for LedgerError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Io { .. } => ErrorCode::StorageFailed,
+            Self::Corrupt { .. } => ErrorCode::LedgerCorrupt,
+            Self::Diverged { .. } => ErrorCode::StateDiverged,
+            Self::OutOfOrder { .. } => ErrorCode::Internal,
+        }
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
+/// The ledger of one run, open for appending.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    file: File,
+    /// Steps that count, by number.
+    lineage: BTreeMap<u64, Entry>,
+    /// Voided steps, by number; the newest of each.
+    voided: BTreeMap<u64, Entry>,
+    recipe: Arc<str>,
+    last_generation: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    record: StepRecord,
+    /// The recipe it was trained by.
+    recipe: Arc<str>,
+}
+
+impl Ledger {
+    /// Opens or creates the ledger. A torn last line (the coordinator died while writing it) is cut off; the second
+    /// value says so.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn open(path: &Path) -> Result<(Self, Option<String>), LedgerError> {
+        let failed = |source| LedgerError::Io { path: path.to_owned(), source };
+        let (records, whole, torn) = read(path)?;
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
+        let repair = if torn {
+            file.set_len(whole).and_then(|()| file.sync_all()).map_err(failed)?;
+            Some(format!("{}: cut off a torn last line after {} records", path.display(), records.len()))
+        } else {
+            None
+        };
+        if let Some(directory) = path.parent() {
+            File::open(directory).and_then(|d| d.sync_all()).map_err(failed)?;
+        }
+        let mut ledger = Self {
+            path: path.to_owned(),
+            file,
+            lineage: BTreeMap::new(),
+            voided: BTreeMap::new(),
+            recipe: Arc::from(""),
+            last_generation: 0,
+        };
+        for (index, record) in records.into_iter().enumerate() {
+            ledger.apply(record).map_err(|e| LedgerError::Corrupt {
+                path: path.to_owned(),
+                line: index + 1,
+                problem: e.to_string(),
+            })?;
+        }
+        Ok((ledger, repair))
+    }
+
+    /// Newest step that counts; 0 when there is none.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.lineage.last_key_value().map_or(0, |(step, _)| *step)
+    }
+
+    /// The record of a step that counts.
+    #[must_use]
+    pub fn step(&self, step: u64) -> Option<&StepRecord> {
+        self.lineage.get(&step).map(|entry| &entry.record)
+    }
+
+    /// All steps that count, in order.
+    pub fn steps(&self) -> impl Iterator<Item = &StepRecord> {
+        self.lineage.values().map(|entry| &entry.record)
+    }
+
+    /// Number of the newest generation that committed anything.
+    #[must_use]
+    pub fn last_generation(&self) -> u64 {
+        self.last_generation
+    }
+
+    /// Records that a coordinator takes over at step `from`, voiding later steps.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn start(&mut self, epoch: u64, recipe: &str, from: u64) -> Result<(), LedgerError> {
+        self.append(Record::Start { epoch, recipe: recipe.to_owned() })?;
+        if from < self.head() { self.append(Record::Rewind { to: from }) } else { Ok(()) }
+    }
+
+    /// Commits a step: when this returns, it is durable.
+    ///
+    /// # Errors
+    /// [`LedgerError::Diverged`] when the step was trained before, by the same recipe, and led elsewhere.
+    pub fn commit(&mut self, record: StepRecord) -> Result<(), LedgerError> {
+        self.append(Record::Step(record))
+    }
+
+    fn append(&mut self, record: Record) -> Result<(), LedgerError> {
+        let line = encode(&record);
+        self.apply(record)?;
+        self.file
+            .write_all(line.as_bytes())
+            .and_then(|()| self.file.sync_data())
+            .map_err(|source| LedgerError::Io { path: self.path.clone(), source })
+    }
+
+    /// Takes a record into account, refusing what contradicts the earlier ones.
+    fn apply(&mut self, record: Record) -> Result<(), LedgerError> {
+        match record {
+            Record::Start { recipe, .. } => self.recipe = recipe.into(),
+            Record::Rewind { to } => {
+                let void = self.lineage.split_off(&to.saturating_add(1));
+                self.voided.extend(void);
+            }
+            Record::Step(record) => {
+                let head = self.head();
+                if record.step != head + 1 {
+                    return Err(LedgerError::OutOfOrder { step: record.step, head });
+                }
+                if let Some(void) = self.voided.get(&record.step)
+                    && void.recipe == self.recipe
+                    && void.record.state_sha256 != record.state_sha256
+                {
+                    let (found, recorded) = (record.state_sha256, void.record.state_sha256.clone());
+                    return Err(LedgerError::Diverged { step: record.step, found, recorded });
+                }
+                self.last_generation = self.last_generation.max(record.generation.1);
+                self.lineage.insert(record.step, Entry { record, recipe: Arc::clone(&self.recipe) });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every line ends in `,"crc32":"xxxxxxxx"}`: still one JSON object.
+const SEAL: &str = ",\"crc32\":\"";
+const SEAL_BYTES: usize = SEAL.len() + 8 + 2;
+
+fn encode(record: &Record) -> String {
+    // A record of strings and numbers always serializes.
+    let json = serde_json::to_string(record).unwrap_or_default();
+    let body = json.strip_suffix('}').unwrap_or(&json);
+    format!("{body}{SEAL}{:08x}\"}}\n", crc32fast::hash(body.as_bytes()))
+}
+
+fn decode(line: &[u8]) -> Result<Record, String> {
+    let at = line.len().checked_sub(SEAL_BYTES).ok_or("too short")?;
+    let (body, seal) = line.split_at(at);
+    if seal != format!("{SEAL}{:08x}\"}}", crc32fast::hash(body)).as_bytes() {
+        return Err("its checksum does not match".into());
+    }
+    serde_json::from_slice(&[body, b"}"].concat()).map_err(|e| e.to_string())
+}
+
+/// Reads a ledger: its records, the bytes they take, and whether a torn line follows them. A missing file is empty.
+///
+/// # Errors
+/// [`LedgerError::Corrupt`] when a line other than the last does not verify.
+pub fn read(path: &Path) -> Result<(Vec<Record>, u64, bool), LedgerError> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(source) => return Err(LedgerError::Io { path: path.to_owned(), source }),
+    };
+    let mut records = Vec::new();
+    let mut whole = 0;
+    for line in bytes.split_inclusive(|b| *b == b'\n') {
+        let record = match line.strip_suffix(b"\n") {
+            Some(line) => decode(line),
+            None => Err("it has no end".into()),
+        };
+        match record {
+            Ok(record) => records.push(record),
+            Err(_) if whole + line.len() == bytes.len() => return Ok((records, whole as u64, true)),
+            Err(problem) => {
+                return Err(LedgerError::Corrupt { path: path.to_owned(), line: records.len() + 1, problem });
+            }
+        }
+        whole += line.len();
+    }
+    Ok((records, whole as u64, false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::SampleSet, *};
+
+    fn step(step: u64, state: u8) -> StepRecord {
+        StepRecord {
+            step,
+            data_epoch: 0,
+            generation: (1, step),
+            samples: SampleSet::new([step as u32]).unwrap(),
+            loss: 0.1 + step as f64,
+            loss_tokens: 3,
+            tokens: 4,
+            state_sha256: hex::encode([state; 32]),
+        }
+    }
+
+    fn ledger(path: &Path) -> Ledger {
+        Ledger::open(path).unwrap().0
+    }
+
+    #[test]
+    fn what_was_committed_reads_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let mut written = ledger(&path);
+        written.start(1, "r", 0).unwrap();
+        for n in 1..=3 {
+            written.commit(step(n, n as u8)).unwrap();
+        }
+        let read_back = ledger(&path);
+        assert_eq!((read_back.head(), read_back.last_generation()), (3, 3));
+        assert_eq!(read_back.steps().cloned().collect::<Vec<_>>(), [step(1, 1), step(2, 2), step(3, 3)]);
+        // Every line is plain JSON to other tools.
+        for line in std::fs::read_to_string(&path).unwrap().lines() {
+            assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["crc32"].is_string());
+        }
+    }
+
+    #[test]
+    fn steps_come_in_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = ledger(&directory.path().join("ledger"));
+        assert!(matches!(ledger.commit(step(2, 0)), Err(LedgerError::OutOfOrder { step: 2, head: 0 })));
+        ledger.commit(step(1, 0)).unwrap();
+        assert!(ledger.commit(step(1, 0)).is_err());
+    }
+
+    #[test]
+    fn a_tail_torn_at_any_byte_is_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let mut ledger = ledger(&path);
+        ledger.commit(step(1, 1)).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        ledger.commit(step(2, 2)).unwrap();
+        let both = std::fs::read(&path).unwrap();
+        for length in whole.len() + 1..both.len() {
+            std::fs::write(&path, &both[..length]).unwrap();
+            let (reopened, repair) = Ledger::open(&path).unwrap();
+            assert_eq!(reopened.head(), 1);
+            assert!(repair.is_some());
+            assert_eq!(std::fs::read(&path).unwrap(), whole);
+        }
+    }
+
+    #[test]
+    fn damage_before_the_last_line_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let mut ledger = ledger(&path);
+        ledger.commit(step(1, 1)).unwrap();
+        ledger.commit(step(2, 2)).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let error = Ledger::open(&path).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::LedgerCorrupt);
+        assert!(error.to_string().contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn a_redone_step_must_reproduce_its_voided_record() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ledger");
+        let mut first = ledger(&path);
+        first.start(1, "r", 0).unwrap();
+        for n in 1..=3 {
+            first.commit(step(n, n as u8)).unwrap();
+        }
+        drop(first);
+        let mut second = ledger(&path);
+        second.start(2, "r", 1).unwrap();
+        assert_eq!(second.head(), 1);
+        second.commit(step(2, 2)).unwrap();
+        let error = second.commit(step(3, 9)).unwrap_err();
+        assert_eq!(error.code(), ErrorCode::StateDiverged);
+        assert_eq!(second.head(), 2);
+        drop(second);
+        // Under another recipe (more steps, so other learning rates) there is nothing to reproduce.
+        let mut third = ledger(&path);
+        third.start(3, "other", 2).unwrap();
+        third.commit(step(3, 9)).unwrap();
+    }
+}

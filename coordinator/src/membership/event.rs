@@ -1,0 +1,202 @@
+//! What happens to the membership, and what it wants done.
+
+use super::WorkerId;
+use ballast_proto::{
+    Failure,
+    v1::{Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport, coordinator_message::Message},
+};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A worker asks to be admitted; answered by [`Effect::Admit`] or [`Effect::Refuse`].
+    Join(JoinRequest),
+    /// An admitted worker opened its session.
+    Connected {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker has loaded its base model.
+    Ready {
+        /// Who.
+        worker: WorkerId,
+        /// What it says about itself.
+        ready: Ready,
+    },
+    /// A worker is alive, and this is how far it has moved.
+    Heartbeat {
+        /// Who.
+        worker: WorkerId,
+        /// Progress and phase.
+        heartbeat: Heartbeat,
+    },
+    /// A rank applied a step.
+    StepReported {
+        /// Who.
+        worker: WorkerId,
+        /// What came out.
+        report: StepReport,
+        /// What the plan says about the reported step; `None` when the plan has no such step.
+        planned: Option<StepTotals>,
+    },
+    /// A rank cannot go on in a generation.
+    GenerationFailed {
+        /// Who.
+        worker: WorkerId,
+        /// In which generation.
+        generation: Generation,
+        /// Why, in the worker's words.
+        reason: String,
+    },
+    /// A worker says farewell.
+    Leaving {
+        /// Who.
+        worker: WorkerId,
+        /// What makes it leave; `None` when it leaves in peace.
+        failure: Option<Failure>,
+    },
+    /// A worker's session ended.
+    Disconnected {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// The record of a step is durable.
+    Committed {
+        /// The step.
+        step: u64,
+    },
+    /// The checkpoint of a step is durable.
+    CheckpointSaved {
+        /// The step.
+        step: u64,
+    },
+    /// Every evaluation task has its result, and the report is written.
+    EvaluationFinished,
+    /// A person or a supervisor wants the run to stop.
+    StopRequested {
+        /// Who or what, for the log.
+        reason: String,
+    },
+    /// The coordinator itself cannot go on (storage, a supervised process).
+    Failed(Failure),
+    /// Time has passed.
+    Tick,
+}
+
+impl Event {
+    /// The worker that the event comes from.
+    pub(super) fn worker(&self) -> Option<WorkerId> {
+        match self {
+            Self::Connected { worker }
+            | Self::Ready { worker, .. }
+            | Self::Heartbeat { worker, .. }
+            | Self::StepReported { worker, .. }
+            | Self::GenerationFailed { worker, .. }
+            | Self::Leaving { worker, .. }
+            | Self::Disconnected { worker } => Some(*worker),
+            _ => None,
+        }
+    }
+}
+
+/// What the plan says about a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepTotals {
+    /// Tokens that bear loss.
+    pub loss_tokens: u64,
+    /// All tokens.
+    pub tokens: u64,
+}
+
+/// Something to be done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Answer the join: admitted under this id.
+    Admit {
+        /// The new identity.
+        worker: WorkerId,
+    },
+    /// Answer the join: refused.
+    Refuse(Failure),
+    /// Send a message down a worker's session.
+    Send {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        message: Message,
+    },
+    /// End a worker's session with an error.
+    Dismiss {
+        /// Whose.
+        worker: WorkerId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Record what arithmetic this run is computed with.
+    RecordNumerics(NumericsFingerprint),
+    /// Make a step durable in the ledger; answered by [`Event::Committed`].
+    Persist(Commit),
+    /// Hand the evaluation tasks of a lost worker out again.
+    Requeue {
+        /// The lost worker.
+        worker: WorkerId,
+    },
+    /// Start handing out evaluation tasks.
+    Evaluate,
+    /// The run is over.
+    Finish(Outcome),
+    /// Tell the log.
+    Note {
+        /// How loudly.
+        level: Level,
+        /// What was decided and why.
+        reason: String,
+    },
+}
+
+/// Weight of a [`Effect::Note`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// As expected.
+    Info,
+    /// A person may want to look.
+    Warn,
+}
+
+/// A step on which all ranks agree.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Commit {
+    /// The generation that computed it.
+    pub generation: Generation,
+    /// 1-based number of the step.
+    pub step: u64,
+    /// SHA-256 of the state after it.
+    pub state_sha256: Vec<u8>,
+    /// Mean loss over the global batch.
+    pub loss: f64,
+    /// Tokens that the mean was taken over.
+    pub loss_tokens: u64,
+    /// Tokens of the whole step.
+    pub tokens: u64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub learning_rate: f64,
+    /// Longest time a rank spent computing, in seconds.
+    pub compute_seconds: f64,
+    /// Longest time a rank spent in collectives, in seconds.
+    pub reduce_seconds: f64,
+    /// How often the step was recomputed with smaller exponents.
+    pub recomputed: u32,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Exit code for the process (see [`ballast_proto::exit`]).
+    pub exit_code: u8,
+    /// One sentence for people.
+    pub reason: String,
+    /// What went wrong; `None` when the run completed.
+    pub failure: Option<Failure>,
+}

@@ -1,0 +1,102 @@
+//! What must hold whatever happens. Asserted after every transition in debug builds, and over whole histories in tests.
+
+use super::{Effect, Phase, State, WorkerId};
+use ballast_proto::v1::{Generation, coordinator_message::Message};
+use std::collections::BTreeSet;
+
+/// Checks one state.
+///
+/// # Errors
+/// The invariant that is broken.
+pub fn check(state: &State) -> Result<(), String> {
+    let ensure = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+    ensure(state.members.len() <= state.settings.workers, "more members than the run has places")?;
+    ensure(state.members.keys().all(|w| *w < state.next_worker), "a member with an id not yet given out")?;
+    ensure(state.committed <= state.recorded, "a step is committed before it was recorded")?;
+    ensure(state.recorded <= state.settings.total_steps, "a step beyond the end of the run")?;
+    ensure(state.checkpoint.is_none_or(|step| step <= state.committed), "a checkpoint of an uncommitted step")?;
+    ensure(state.members.values().all(|m| m.connected || !m.ready), "a worker is ready without a session")?;
+    if let Some(active) = &state.generation {
+        let distinct: BTreeSet<&WorkerId> = active.ranks.iter().collect();
+        ensure(distinct.len() == active.ranks.len(), "a worker holds two ranks")?;
+        ensure(active.ranks.is_sorted(), "ranks are not in order of admission")?;
+        ensure(active.ranks.len() == state.settings.workers, "a generation of the wrong size")?;
+        ensure(active.id.number == state.last_generation, "the active generation is not the newest")?;
+        ensure(active.applied.iter().all(|step| *step <= state.horizon().max(state.recorded)), "a rank beyond the horizon")?;
+        ensure(active.applied.iter().all(|step| *step >= state.recorded), "a recorded step that a rank never reported")?;
+        ensure(active.reports.keys().all(|step| *step > state.recorded), "a report of a recorded step is kept")?;
+    }
+    match state.phase {
+        Phase::Gathering => ensure(state.generation.is_none(), "a generation exists while workers gather"),
+        Phase::Training => ensure(
+            state.generation.as_ref().is_some_and(|g| g.ranks.iter().all(|w| state.members.contains_key(w))),
+            "a generation trains with a lost rank",
+        ),
+        Phase::Evaluating => {
+            ensure(state.committed == state.settings.total_steps, "evaluation before the end of training")
+        }
+        Phase::Over(_) => Ok(()),
+    }
+}
+
+/// Checks a history: the effects of one transition after another.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    known: BTreeSet<WorkerId>,
+    generation: Option<Generation>,
+    ranks: BTreeSet<(Generation, u32)>,
+    recorded: Option<u64>,
+    horizon: u64,
+    finished: bool,
+}
+
+impl Trace {
+    /// Takes the effects of the next transition and the state after it.
+    ///
+    /// # Errors
+    /// The invariant that the history breaks.
+    pub fn observe(&mut self, state: &State, effects: &[Effect]) -> Result<(), String> {
+        for effect in effects {
+            self.effect(state, effect)?;
+        }
+        if state.horizon() < self.horizon {
+            return Err("the horizon fell back".into());
+        }
+        self.horizon = state.horizon();
+        Ok(())
+    }
+
+    fn effect(&mut self, state: &State, effect: &Effect) -> Result<(), String> {
+        match effect {
+            Effect::Persist(_) | Effect::Evaluate | Effect::Admit { .. } if self.finished => Err("work after the end".into()),
+            Effect::Admit { worker } if !self.known.insert(*worker) => Err("a worker id was given out twice".into()),
+            Effect::Dismiss { worker, .. } if !self.known.contains(worker) => Err("a stranger was dismissed".into()),
+            Effect::Send { worker, .. } if !self.known.contains(worker) => Err("a message to a stranger".into()),
+            Effect::Send { message: Message::GenerationFormed(formed), .. } => self.formed(formed.generation, formed.rank),
+            Effect::Persist(commit) => {
+                let previous = self.recorded.replace(commit.step).unwrap_or(state.start_step());
+                if commit.step != previous + 1 {
+                    return Err(format!("step {} was recorded after step {previous}", commit.step));
+                }
+                if Some(commit.generation) != self.generation {
+                    return Err("a step was recorded for another generation".into());
+                }
+                Ok(())
+            }
+            Effect::Finish(_) if std::mem::replace(&mut self.finished, true) => Err("the run ended twice".into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn formed(&mut self, generation: Option<Generation>, rank: u32) -> Result<(), String> {
+        let Some(generation) = generation else { return Err("a generation without a number".into()) };
+        if self.generation.is_some_and(|newest| generation < newest) {
+            return Err("an older generation was announced after a newer one".into());
+        }
+        if self.finished {
+            return Err("a generation formed after the end".into());
+        }
+        self.generation = Some(generation);
+        if self.ranks.insert((generation, rank)) { Ok(()) } else { Err("a rank was given out twice".into()) }
+    }
+}

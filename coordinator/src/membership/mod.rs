@@ -1,0 +1,66 @@
+//! Who trains: a pure state machine that decides about joins, leases, generations, commits and the end of the run.
+//!
+//! [`step`] takes the state, one event and the time, and returns the next state with the effects to carry out. It has no
+//! clock, no I/O and no randomness, and iterates only over ordered maps, so a sequence of events always has the same
+//! outcome. The shell in [`crate::server`] feeds it and carries out its effects in order. Every decision comes with a
+//! reason fit for a log line.
+//!
+//! ```text
+//! Gathering --all ready--> Training --last step durable, checkpointed--> Evaluating --all tasks done--> Over
+//!     |                       |                                             |
+//!     +------- stop ----------+------------- loss, failure, stop -----------+------------------------> Over
+//! ```
+
+mod admission;
+mod ending;
+mod event;
+mod invariants;
+mod liveness;
+mod state;
+mod training;
+
+pub use event::{Commit, Effect, Event, Level, Outcome, StepTotals};
+pub use invariants::{Trace, check};
+pub use state::{MemberStatus, Phase, Settings, Start, State, WorkerId};
+
+/// Decides what follows from `event` at `now_ms`, a clock that never runs backwards.
+#[must_use]
+pub fn step(mut state: State, event: Event, now_ms: u64) -> (State, Vec<Effect>) {
+    let mut effects = Vec::new();
+    state.apply(event, now_ms, &mut effects);
+    debug_assert_eq!(check(&state), Ok(()));
+    (state, effects)
+}
+
+impl State {
+    fn apply(&mut self, event: Event, now: u64, out: &mut Vec<Effect>) {
+        if let Some(worker) = event.worker() {
+            // Messages of workers that are gone may still be under way; they decide nothing.
+            let Some(member) = self.members.get_mut(&worker) else { return };
+            if !matches!(event, Event::Disconnected { .. }) {
+                member.seen_at = now;
+            }
+        }
+        match event {
+            Event::Join(request) => self.join(request, now, out),
+            Event::Connected { worker } => self.connected(worker, now, out),
+            Event::Ready { worker, ready } => self.ready(worker, ready, now, out),
+            Event::Heartbeat { worker, heartbeat } => self.heartbeat(worker, heartbeat, now),
+            Event::StepReported { worker, report, planned } => self.step_reported(worker, report, planned, now, out),
+            Event::GenerationFailed { worker, generation, reason } => {
+                self.generation_failed(worker, generation, &reason, out);
+            }
+            Event::Leaving { worker, failure } => self.leaving(worker, failure, out),
+            Event::Disconnected { worker } => self.disconnected(worker, out),
+            Event::Committed { step } => self.step_committed(step, out),
+            Event::CheckpointSaved { step } => self.checkpoint_saved(step, out),
+            Event::EvaluationFinished => self.evaluation_finished(out),
+            Event::StopRequested { reason } => self.stop_requested(&reason, out),
+            Event::Failed(failure) => self.fail(failure, out),
+            Event::Tick => self.tick(now, out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

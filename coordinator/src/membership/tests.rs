@@ -1,0 +1,153 @@
+//! Every decision of the membership, and random histories that must keep its invariants.
+
+mod histories;
+mod scenarios;
+
+use super::*;
+use ballast_proto::v1::{
+    Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport, Timeouts, coordinator_message::Message,
+};
+
+pub(super) const MODEL: &str = "model";
+pub(super) const PLAN: StepTotals = StepTotals { loss_tokens: 10, tokens: 20 };
+
+pub(super) fn settings(workers: usize) -> Settings {
+    Settings {
+        epoch: 1,
+        last_generation: 0,
+        version: "1".into(),
+        workers,
+        replaceable: true,
+        model_sha256: MODEL.into(),
+        numerics: None,
+        start: Start::Seed,
+        total_steps: 6,
+        prefetch_steps: 1,
+        evaluate: false,
+        timeouts: Timeouts {
+            heartbeat_interval_ms: 10,
+            lease_ms: 100,
+            progress_ms: 300,
+            collective_ms: 500,
+            load_ms: 1000,
+        },
+    }
+}
+
+pub(super) fn join_request(name: &str) -> JoinRequest {
+    JoinRequest { version: "1".into(), display_name: name.into(), ring_address: "127.0.0.1:9".into() }
+}
+
+pub(super) fn fingerprint() -> NumericsFingerprint {
+    NumericsFingerprint {
+        binary_sha256: "binary".into(),
+        backend: "cpu".into(),
+        arithmetic: "avx2".into(),
+        weights_sha256: MODEL.into(),
+    }
+}
+
+pub(super) fn report(generation: Generation, step: u64, state: u8) -> StepReport {
+    StepReport {
+        generation: Some(generation),
+        step,
+        state_sha256: vec![state; 32].into(),
+        loss: 1.0 / step as f64,
+        loss_tokens: PLAN.loss_tokens,
+        tokens: PLAN.tokens,
+        rank_tokens: 5,
+        grad_norm: 0.5,
+        learning_rate: 1e-3,
+        compute_seconds: 0.1,
+        reduce_seconds: 0.2,
+        recomputed: 0,
+    }
+}
+
+/// A membership under test: keeps the clock, checks every transition, and remembers the last effects.
+pub(super) struct Run {
+    pub(super) state: State,
+    pub(super) now: u64,
+    pub(super) trace: Trace,
+    pub(super) last: Vec<Effect>,
+}
+
+impl Run {
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { state: State::new(settings), now: 0, trace: Trace::default(), last: Vec::new() }
+    }
+
+    pub(super) fn feed(&mut self, event: Event) -> &[Effect] {
+        let (state, effects) = step(self.state.clone(), event.clone(), self.now);
+        check(&state).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
+        self.trace.observe(&state, &effects).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
+        self.state = state;
+        self.last = effects;
+        &self.last
+    }
+
+    pub(super) fn join(&mut self, name: &str) -> WorkerId {
+        let effects = self.feed(Event::Join(join_request(name)));
+        effects.iter().find_map(|e| if let Effect::Admit { worker } = e { Some(*worker) } else { None }).unwrap()
+    }
+
+    pub(super) fn ready(&mut self, worker: WorkerId) {
+        self.feed(Event::Connected { worker });
+        self.feed(Event::Ready { worker, ready: ready(fingerprint()) });
+    }
+
+    /// `n` workers, all ready: a generation has formed.
+    pub(super) fn training(settings: Settings) -> Self {
+        let workers = settings.workers;
+        let mut run = Self::new(settings);
+        let ids: Vec<_> = (0..workers).map(|n| run.join(&format!("w{n}"))).collect();
+        ids.into_iter().for_each(|worker| run.ready(worker));
+        assert_eq!(*run.state.phase(), Phase::Training);
+        run
+    }
+
+    pub(super) fn generation(&self) -> Generation {
+        self.state.generation().unwrap()
+    }
+
+    pub(super) fn report(&mut self, worker: WorkerId, step: u64, state: u8) {
+        let report = report(self.generation(), step, state);
+        self.feed(Event::StepReported { worker, report, planned: Some(PLAN) });
+    }
+
+    /// All ranks report a step, and it becomes durable.
+    pub(super) fn commit(&mut self, number: u64) {
+        let workers: Vec<_> = self.state.members().map(|m| m.worker).collect();
+        workers.into_iter().for_each(|worker| self.report(worker, number, number as u8));
+        assert!(self.recorded(number), "{:?}", self.last);
+        self.feed(Event::Committed { step: number });
+    }
+
+    pub(super) fn recorded(&self, number: u64) -> bool {
+        self.last.iter().any(|e| matches!(e, Effect::Persist(commit) if commit.step == number))
+    }
+
+    pub(super) fn outcome(&self) -> &Outcome {
+        match self.state.phase() {
+            Phase::Over(outcome) => outcome,
+            phase => panic!("the run is not over: {phase:?}"),
+        }
+    }
+
+    /// Messages of the last transition.
+    pub(super) fn sent(&self) -> Vec<(WorkerId, Message)> {
+        let message = |e: &Effect| match e {
+            Effect::Send { worker, message } => Some((*worker, message.clone())),
+            _ => None,
+        };
+        self.last.iter().filter_map(message).collect()
+    }
+}
+
+pub(super) fn ready(fingerprint: NumericsFingerprint) -> Ready {
+    Ready { fingerprint: Some(fingerprint), applied_step: 0, has_state: false }
+}
+
+pub(super) fn heartbeat(progress: u64, phase: ballast_proto::v1::Phase) -> Heartbeat {
+    Heartbeat { progress, phase: phase.into() }
+}

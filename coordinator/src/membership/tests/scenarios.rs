@@ -1,0 +1,423 @@
+//! One test a decision.
+
+use super::*;
+use ballast_proto::{ErrorCode, Failure, exit, v1};
+
+fn refusal(run: &Run) -> &Failure {
+    run.last.iter().find_map(|e| if let Effect::Refuse(f) = e { Some(f) } else { None }).unwrap()
+}
+
+fn dismissal(run: &Run) -> (WorkerId, &Failure) {
+    let dismissed = |e: &'_ Effect| matches!(e, Effect::Dismiss { .. });
+    match run.last.iter().find(|e| dismissed(e)) {
+        Some(Effect::Dismiss { worker, failure }) => (*worker, failure),
+        _ => panic!("nobody was dismissed: {:?}", run.last),
+    }
+}
+
+#[test]
+fn a_generation_forms_when_all_are_ready_with_ranks_in_order_of_admission() {
+    let mut run = Run::new(settings(3));
+    let ids = [run.join("a"), run.join("b"), run.join("c")];
+    run.ready(ids[2]);
+    run.ready(ids[0]);
+    assert_eq!((run.state.phase(), run.state.generation()), (&Phase::Gathering, None));
+    run.ready(ids[1]);
+    let formed: Vec<_> = run.sent();
+    assert_eq!(formed.iter().map(|(worker, _)| *worker).collect::<Vec<_>>(), ids);
+    for (rank, (_, message)) in formed.iter().enumerate() {
+        let Message::GenerationFormed(formed) = message else { panic!("{message:?}") };
+        assert_eq!((formed.rank as usize, formed.start_step), (rank, 0));
+        assert_eq!(formed.generation, Some(Generation::new(1, 1)));
+        assert_eq!((formed.ring_addresses.len(), formed.state_source()), (3, v1::StateSource::Seed));
+    }
+}
+
+#[test]
+fn a_resumed_run_starts_from_its_checkpoint_in_a_generation_never_used_before() {
+    let resumed = Settings { epoch: 2, last_generation: 5, start: Start::Checkpoint(4), ..settings(1) };
+    let run = Run::training(resumed);
+    assert_eq!(run.generation(), Generation::new(2, 6));
+    let Message::GenerationFormed(formed) = run.sent()[0].1.clone() else { panic!() };
+    assert_eq!((formed.start_step, formed.state_source()), (4, v1::StateSource::Checkpoint));
+}
+
+#[test]
+fn misfits_are_refused_at_the_door() {
+    let mut run = Run::new(settings(1));
+    for (request, code) in [
+        (JoinRequest { version: "2".into(), ..join_request("a") }, ErrorCode::VersionMismatch),
+        (JoinRequest { ring_address: "nowhere".into(), ..join_request("a") }, ErrorCode::BadMessage),
+        (JoinRequest { ring_address: "host:0".into(), ..join_request("a") }, ErrorCode::BadMessage),
+        (JoinRequest { display_name: "a\nb".into(), ..join_request("a") }, ErrorCode::BadMessage),
+        (JoinRequest { display_name: "x".repeat(257), ..join_request("a") }, ErrorCode::BadMessage),
+    ] {
+        run.feed(Event::Join(request));
+        assert_eq!(refusal(&run).code, code);
+    }
+    run.join("a");
+    run.feed(Event::Join(join_request("b")));
+    assert_eq!(refusal(&run).code, ErrorCode::RunFull);
+    assert!(refusal(&run).message.contains("already has its 1 workers"));
+}
+
+#[test]
+fn another_model_and_other_arithmetic_are_refused_with_the_difference_named() {
+    let mut run = Run::new(settings(2));
+    let (a, b) = (run.join("a"), run.join("b"));
+    run.feed(Event::Connected { worker: a });
+    let other = NumericsFingerprint { weights_sha256: "other".into(), ..fingerprint() };
+    run.feed(Event::Ready { worker: a, ready: ready(other) });
+    assert_eq!(dismissal(&run).1.code, ErrorCode::ModelMismatch);
+    run.ready(b);
+    assert!(run.last.iter().any(|e| matches!(e, Effect::RecordNumerics(f) if *f == fingerprint())));
+    let c = run.join("c");
+    run.feed(Event::Connected { worker: c });
+    let other = NumericsFingerprint { arithmetic: "avx512".into(), ..fingerprint() };
+    run.feed(Event::Ready { worker: c, ready: ready(other) });
+    let (worker, failure) = dismissal(&run);
+    assert_eq!((worker, failure.code), (c, ErrorCode::NumericsMismatch));
+    assert!(failure.message.contains("its arithmetic is \"avx512\", the run's is \"avx2\""), "{failure}");
+    // The place is free again, and the run goes on.
+    let d = run.join("d");
+    run.ready(d);
+    assert_eq!(*run.state.phase(), Phase::Training);
+}
+
+#[test]
+fn the_arithmetic_of_a_resumed_run_is_the_one_on_record() {
+    let recorded = NumericsFingerprint { binary_sha256: "older".into(), ..fingerprint() };
+    let mut run = Run::new(Settings { numerics: Some(recorded), ..settings(1) });
+    let a = run.join("a");
+    run.ready(a);
+    assert_eq!(dismissal(&run).1.code, ErrorCode::NumericsMismatch);
+}
+
+#[test]
+fn before_training_a_lost_worker_is_replaced_unless_nobody_would() {
+    for (replaceable, over) in [(true, false), (false, true)] {
+        let mut run = Run::new(Settings { replaceable, ..settings(2) });
+        let a = run.join("a");
+        let failure = Failure::new(ErrorCode::ModelTensor, "tensor x is missing");
+        run.feed(Event::Leaving { worker: a, failure: Some(failure) });
+        assert_eq!(matches!(run.state.phase(), Phase::Over(_)), over);
+        if over {
+            assert_eq!((run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code), (exit::FAILED, ErrorCode::ModelTensor));
+        }
+    }
+}
+
+#[test]
+fn a_step_is_recorded_when_all_ranks_agree_and_committed_when_durable() {
+    let mut run = Run::training(settings(2));
+    assert_eq!(run.state.horizon(), 2);
+    run.report(1, 1, 7);
+    assert!(!run.recorded(1));
+    run.report(2, 1, 7);
+    assert!(run.recorded(1));
+    assert_eq!((run.state.committed(), run.state.horizon()), (0, 2));
+    run.feed(Event::Committed { step: 1 });
+    assert_eq!((run.state.committed(), run.state.horizon()), (1, 3));
+}
+
+#[test]
+fn a_fast_rank_may_report_ahead_and_steps_are_recorded_in_order() {
+    let mut run = Run::training(settings(2));
+    run.report(1, 1, 1);
+    run.report(1, 2, 2);
+    run.report(2, 1, 1);
+    assert!(run.recorded(1) && !run.recorded(2));
+    run.report(2, 2, 2);
+    assert!(run.recorded(2));
+    // Both are under way to the ledger; a stale or early acknowledgement changes nothing.
+    run.feed(Event::Committed { step: 2 });
+    assert_eq!(run.state.committed(), 0);
+    run.feed(Event::Committed { step: 1 });
+    run.feed(Event::Committed { step: 1 });
+    assert_eq!(run.state.committed(), 1);
+}
+
+#[test]
+fn a_rank_that_differs_is_named() {
+    let mut run = Run::training(settings(3));
+    for (worker, state) in [(1, 7), (2, 8), (3, 7)] {
+        run.report(worker, 1, state);
+    }
+    let failure = run.outcome().failure.clone().unwrap();
+    assert_eq!((failure.code, run.outcome().exit_code), (ErrorCode::StateDiverged, exit::FAILED));
+    assert!(failure.message.contains("worker 2 (w1) differs"), "{failure}");
+    assert!(!run.last.iter().any(|e| matches!(e, Effect::Persist(_))));
+}
+
+#[test]
+fn two_ranks_that_differ_are_both_named() {
+    let mut run = Run::training(settings(2));
+    run.report(1, 1, 7);
+    run.report(2, 1, 8);
+    assert!(run.outcome().reason.contains("worker 1 (w0) and worker 2 (w1) differs"), "{}", run.outcome().reason);
+}
+
+#[test]
+fn reports_that_break_the_protocol_cost_the_membership() {
+    let good = |generation| report(generation, 1, 1);
+    type Forge = fn(StepReport) -> StepReport;
+    let forged: [(&str, Forge); 6] = [
+        ("skips a step", |r| StepReport { step: 2, ..r }),
+        ("is beyond the horizon", |r| StepReport { step: 99, ..r }),
+        ("has no generation", |r| StepReport { generation: None, ..r }),
+        ("is of a future generation", |r| StepReport { generation: Some(Generation::new(1, 9)), ..r }),
+        ("counts other tokens than the plan", |r| StepReport { tokens: 21, ..r }),
+        ("has a short hash", |r| StepReport { state_sha256: vec![1; 31].into(), ..r }),
+    ];
+    for (what, forge) in forged {
+        let mut run = Run::training(settings(2));
+        let report = forge(good(run.generation()));
+        run.feed(Event::StepReported { worker: 2, report, planned: Some(PLAN) });
+        assert_eq!(dismissal(&run).1.code, ErrorCode::BadMessage, "{what}");
+        assert_eq!(run.outcome().failure.as_ref().unwrap().code, ErrorCode::BadMessage, "{what}");
+    }
+}
+
+#[test]
+fn a_step_reported_twice_costs_the_membership() {
+    let mut run = Run::training(settings(2));
+    run.report(2, 1, 1);
+    run.report(2, 1, 1);
+    assert_eq!(dismissal(&run).0, 2);
+}
+
+#[test]
+fn reports_of_an_older_generation_are_ignored() {
+    let mut run = Run::training(Settings { epoch: 2, ..settings(1) });
+    let report = report(Generation::new(1, 9), 1, 1);
+    run.feed(Event::StepReported { worker: 1, report, planned: Some(PLAN) });
+    assert_eq!(*run.state.phase(), Phase::Training);
+    assert!(run.last.iter().all(|e| matches!(e, Effect::Note { .. })));
+}
+
+#[test]
+fn numbers_that_are_none_stop_the_run() {
+    let mut run = Run::training(settings(2));
+    let report = StepReport { loss: f64::NAN, ..report(run.generation(), 1, 1) };
+    run.feed(Event::StepReported { worker: 1, report, planned: Some(PLAN) });
+    assert_eq!((run.outcome().failure.as_ref().unwrap().code, run.outcome().exit_code), (ErrorCode::NonFinite, exit::FAILED));
+}
+
+#[test]
+fn messages_are_checked_against_generation_and_membership() {
+    let run = Run::training(settings(2));
+    let current = run.generation();
+    assert_eq!(run.state.rank_in(2, Some(current)), Ok((1, 2)));
+    let code = |worker, generation| run.state.rank_in(worker, generation).unwrap_err().code;
+    assert_eq!(code(9, Some(current)), ErrorCode::UnknownWorker);
+    assert_eq!(code(1, Some(Generation::new(1, 2))), ErrorCode::StaleGeneration);
+    assert_eq!(code(1, None), ErrorCode::StaleGeneration);
+    assert_eq!(Run::new(settings(1)).state.rank_in(1, None).unwrap_err().code, ErrorCode::UnknownWorker);
+}
+
+#[test]
+fn a_loss_in_training_is_pushed_to_the_others_at_once() {
+    for (checkpoint, exit_code) in [(None, exit::FAILED), (Some(1), exit::RETRY)] {
+        let mut run = Run::training(settings(3));
+        run.commit(1);
+        if let Some(step) = checkpoint {
+            run.feed(Event::CheckpointSaved { step });
+        }
+        run.feed(Event::Disconnected { worker: 2 });
+        let aborted: Vec<_> = run
+            .sent()
+            .into_iter()
+            .filter_map(|(worker, m)| matches!(m, Message::AbortGeneration(_)).then_some(worker))
+            .collect();
+        assert_eq!(aborted, [1, 3]);
+        assert_eq!((run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code), (exit_code, ErrorCode::WorkerLost));
+        let goodbyes = run.sent().into_iter().filter(|(_, m)| matches!(m, Message::Goodbye(g) if g.exit_code == u32::from(exit_code)));
+        assert_eq!(goodbyes.count(), 2);
+    }
+}
+
+#[test]
+fn a_worker_that_reports_its_generation_broken_ends_it() {
+    let mut run = Run::training(settings(2));
+    let generation = run.generation();
+    run.feed(Event::GenerationFailed { worker: 1, generation: Generation::new(0, 1), reason: "old".into() });
+    assert_eq!(*run.state.phase(), Phase::Training);
+    run.feed(Event::GenerationFailed { worker: 1, generation, reason: "a frame was malformed".into() });
+    assert_eq!(run.outcome().failure.as_ref().unwrap().code, ErrorCode::CollectiveFailed);
+    assert!(run.outcome().reason.contains("a frame was malformed"));
+}
+
+#[test]
+fn silence_costs_the_lease() {
+    let mut run = Run::training(settings(2));
+    run.now = 60;
+    run.feed(Event::Heartbeat { worker: 1, heartbeat: heartbeat(1, v1::Phase::Compute) });
+    run.now = 99;
+    run.feed(Event::Tick);
+    assert_eq!(*run.state.phase(), Phase::Training);
+    run.now = 100;
+    run.feed(Event::Tick);
+    assert_eq!(dismissal(&run).0, 2);
+    assert!(run.outcome().reason.contains("worker 2 (w1) was silent for 100 ms"), "{}", run.outcome().reason);
+}
+
+/// Ticks every 10 ms up to `until`, with a heartbeat of every worker each time.
+fn beat(run: &mut Run, until: u64, beats: &[(WorkerId, u64, v1::Phase)]) {
+    while run.now < until && !matches!(run.state.phase(), Phase::Over(_)) {
+        run.now += 10;
+        for (worker, progress, phase) in beats {
+            run.feed(Event::Heartbeat { worker: *worker, heartbeat: heartbeat(*progress, *phase) });
+        }
+        run.feed(Event::Tick);
+    }
+}
+
+#[test]
+fn standing_still_while_computing_is_hanging() {
+    let mut run = Run::training(settings(2));
+    beat(&mut run, 290, &[(1, 5, v1::Phase::Compute), (2, 5, v1::Phase::Reduce)]);
+    assert_eq!(*run.state.phase(), Phase::Training);
+    beat(&mut run, 400, &[(1, 5, v1::Phase::Compute), (2, 5, v1::Phase::Reduce)]);
+    assert!(run.outcome().reason.contains("computation of worker 1 (w0) stood still"), "{}", run.outcome().reason);
+}
+
+#[test]
+fn waiting_in_a_collective_for_a_slow_rank_is_not_hanging() {
+    let mut run = Run::training(settings(2));
+    for progress in 1..100 {
+        let until = run.now + 10;
+        beat(&mut run, until, &[(1, progress, v1::Phase::Compute), (2, 5, v1::Phase::Reduce)]);
+    }
+    assert_eq!((run.state.phase(), run.now), (&Phase::Training, 990));
+}
+
+#[test]
+fn a_collective_in_which_nobody_moves_is_stuck() {
+    let mut run = Run::training(settings(2));
+    beat(&mut run, 400, &[(1, 5, v1::Phase::Reduce), (2, 5, v1::Phase::Reduce)]);
+    assert!(run.outcome().reason.contains("in a collective in which nobody moved"), "{}", run.outcome().reason);
+}
+
+#[test]
+fn loading_has_its_own_limit() {
+    let mut run = Run::new(settings(2));
+    let a = run.join("a");
+    run.feed(Event::Connected { worker: a });
+    beat(&mut run, 990, &[(a, 0, v1::Phase::Loading)]);
+    assert_eq!(run.state.members().count(), 1);
+    beat(&mut run, 1000, &[(a, 0, v1::Phase::Loading)]);
+    assert_eq!(run.state.members().count(), 0);
+    assert!(dismissal(&run).1.message.contains("not ready 1000 ms after joining"));
+}
+
+#[test]
+fn a_join_without_a_session_expires() {
+    let mut run = Run::new(settings(1));
+    run.join("a");
+    run.now = 100;
+    run.feed(Event::Tick);
+    assert_eq!(run.state.members().count(), 0);
+    run.join("b");
+}
+
+#[test]
+fn a_run_ends_after_its_last_step_is_durable_and_checkpointed() {
+    let mut run = Run::training(Settings { total_steps: 2, ..settings(2) });
+    run.commit(1);
+    run.commit(2);
+    assert_eq!(*run.state.phase(), Phase::Training);
+    run.feed(Event::CheckpointSaved { step: 2 });
+    assert_eq!((run.outcome().exit_code, &run.outcome().failure), (exit::DONE, &None));
+    assert_eq!(run.sent().len(), 2);
+}
+
+#[test]
+fn a_checkpoint_of_an_uncommitted_step_does_not_count() {
+    let mut run = Run::training(settings(1));
+    run.feed(Event::CheckpointSaved { step: 1 });
+    assert_eq!(run.state.checkpoint(), None);
+}
+
+#[test]
+fn evaluation_follows_training_and_survives_the_loss_of_a_worker() {
+    let mut run = Run::training(Settings { total_steps: 1, evaluate: true, ..settings(2) });
+    run.commit(1);
+    run.feed(Event::CheckpointSaved { step: 1 });
+    assert_eq!(*run.state.phase(), Phase::Evaluating);
+    assert!(run.sent().iter().all(|(_, m)| matches!(m, Message::Evaluate(_))) && run.sent().len() == 2);
+    run.feed(Event::Disconnected { worker: 1 });
+    assert!(run.last.contains(&Effect::Requeue { worker: 1 }));
+    assert_eq!(*run.state.phase(), Phase::Evaluating);
+    let generation = Some(run.generation());
+    assert_eq!(run.state.rank_in(2, generation), Ok((1, 2)));
+    run.feed(Event::EvaluationFinished);
+    assert_eq!(run.outcome().exit_code, exit::DONE);
+}
+
+#[test]
+fn when_nobody_is_left_to_evaluate_the_run_can_be_resumed() {
+    let mut run = Run::training(Settings { total_steps: 1, evaluate: true, ..settings(1) });
+    run.commit(1);
+    run.feed(Event::CheckpointSaved { step: 1 });
+    run.feed(Event::Disconnected { worker: 1 });
+    assert_eq!(run.outcome().exit_code, exit::RETRY);
+    let mut resumed =
+        Run::new(Settings { epoch: 2, total_steps: 1, evaluate: true, start: Start::Checkpoint(1), ..settings(1) });
+    let a = resumed.join("a");
+    resumed.ready(a);
+    assert_eq!(*resumed.state.phase(), Phase::Evaluating);
+    let kinds: Vec<_> = resumed.sent().into_iter().map(|(_, m)| matches!(m, Message::Evaluate(_))).collect();
+    assert_eq!(kinds, [false, true], "the generation is announced before its evaluation");
+}
+
+#[test]
+fn a_stop_takes_effect_after_a_step_whose_shards_are_not_yet_streamed() {
+    let mut run = Run::training(settings(2));
+    run.commit(1);
+    let streamed = run.state.horizon();
+    run.feed(Event::StopRequested { reason: "signal".into() });
+    assert_eq!(run.state.end_step(), streamed + 1);
+    assert!(run.sent().iter().all(|(_, m)| matches!(m, Message::StopAfter(s) if s.step == streamed + 1)));
+    for number in 2..=streamed + 1 {
+        run.commit(number);
+    }
+    assert_eq!(run.state.horizon(), streamed + 1);
+    run.feed(Event::CheckpointSaved { step: streamed + 1 });
+    let outcome = run.outcome();
+    assert_eq!((outcome.exit_code, outcome.failure.as_ref().unwrap().code), (exit::RETRY, ErrorCode::Interrupted));
+}
+
+#[test]
+fn a_stop_in_the_last_steps_lets_the_run_complete() {
+    let mut run = Run::training(Settings { total_steps: 1, ..settings(1) });
+    run.feed(Event::StopRequested { reason: "signal".into() });
+    run.commit(1);
+    run.feed(Event::CheckpointSaved { step: 1 });
+    assert_eq!(run.outcome().exit_code, exit::DONE);
+}
+
+#[test]
+fn a_second_stop_does_not_wait() {
+    let mut run = Run::training(settings(2));
+    run.feed(Event::StopRequested { reason: "signal".into() });
+    run.feed(Event::StopRequested { reason: "signal".into() });
+    assert!(run.sent().iter().any(|(_, m)| matches!(m, Message::AbortGeneration(_))));
+    assert_eq!((run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code), (exit::FAILED, ErrorCode::Interrupted));
+}
+
+#[test]
+fn a_stop_before_training_is_immediate_and_nothing_is_lost() {
+    let mut run = Run::new(settings(2));
+    run.join("a");
+    run.feed(Event::StopRequested { reason: "signal".into() });
+    assert_eq!(run.outcome().exit_code, exit::RETRY);
+    run.feed(Event::Join(join_request("b")));
+    assert_eq!(refusal(&run).code, ErrorCode::RunFull);
+}
+
+#[test]
+fn a_failing_disk_ends_the_run() {
+    let mut run = Run::training(settings(1));
+    run.feed(Event::Failed(Failure::new(ErrorCode::StorageFailed, "disk full")));
+    assert_eq!((run.outcome().exit_code, run.outcome().reason.as_str()), (exit::FAILED, "disk full"));
+}

@@ -1,0 +1,137 @@
+//! `report.json`: what a run did, for people and for `ballast compare`.
+
+use crate::evaluation::Evaluation;
+use serde::{Deserialize, Serialize};
+
+/// Name of the report within the run directory.
+pub const REPORT: &str = "report.json";
+
+/// The report of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of this file.
+    pub format: u32,
+    /// Name of the run.
+    pub run: String,
+    /// Whether everything that was asked for is done.
+    pub finished: bool,
+    /// How it ended, in a sentence.
+    pub outcome: String,
+    /// Stable code of what ended it early.
+    pub error_code: Option<String>,
+    /// Steps trained.
+    pub steps: u64,
+    /// Steps in the whole run.
+    pub total_steps: u64,
+    /// The settings that a comparison is about.
+    pub settings: Settings,
+    /// What went in, by hash.
+    pub inputs: Inputs,
+    /// What the preparation of the data counted.
+    pub data: serde_json::Value,
+    /// Mean loss of every step, from the first.
+    pub losses: Vec<f64>,
+    /// How fast it went.
+    pub throughput: Throughput,
+    /// Workers that trained last.
+    pub workers: Vec<Worker>,
+    /// Every generation that committed a step.
+    pub generations: Vec<GenerationSpan>,
+    /// Base and tuned model, measured.
+    pub evaluation: Option<Evaluation>,
+    /// The result.
+    pub adapter: Option<Adapter>,
+    /// What a person should have seen.
+    pub warnings: Vec<String>,
+}
+
+/// The settings that a comparison is about; `run.json` has them all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The base model as the run file names it.
+    pub model: String,
+    /// Seed.
+    pub seed: u64,
+    /// LookAhead mode.
+    pub lookahead: String,
+    /// Prefix of virtual LookAhead.
+    pub lookahead_prefix: Option<String>,
+    /// Rank of the adapter.
+    pub lora_rank: u32,
+    /// Alpha of the adapter.
+    pub lora_alpha: f64,
+    /// Dropout.
+    pub lora_dropout: f64,
+    /// Modules with an adapter.
+    pub target_modules: Vec<String>,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// Samples a step.
+    pub global_batch: u32,
+    /// Passes over the data.
+    pub epochs: u32,
+}
+
+/// What went in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs {
+    /// SHA-256 of the base model's files.
+    pub model_sha256: String,
+    /// SHA-256 of the prepared samples.
+    pub data_sha256: String,
+    /// Samples.
+    pub samples: u64,
+    /// SHA-256 of the coordinator's binary.
+    pub binary_sha256: String,
+}
+
+/// How fast it went.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Throughput {
+    /// Tokens of all steps.
+    pub tokens: u64,
+    /// Wall time of all steps, in seconds.
+    pub training_seconds: f64,
+    /// Tokens trained a second.
+    pub tokens_per_second: Option<f64>,
+    /// Median wall time of a step, in seconds.
+    pub median_step_seconds: Option<f64>,
+    /// Wall time of the evaluation, in seconds.
+    pub evaluation_seconds: Option<f64>,
+    /// Wall time of this process from opening the run directory to the end, in seconds.
+    pub total_seconds: f64,
+}
+
+/// One worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Worker {
+    /// Its rank.
+    pub rank: usize,
+    /// Its name.
+    pub name: String,
+}
+
+/// The steps that a generation committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GenerationSpan {
+    /// As `epoch.number`.
+    pub generation: String,
+    /// Its first step in the final lineage.
+    pub first_step: u64,
+    /// Its last.
+    pub last_step: u64,
+}
+
+/// The trained adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adapter {
+    /// Where it lies, within the run directory.
+    pub path: String,
+    /// SHA-256 of `adapter_model.safetensors`.
+    pub sha256: String,
+}
+
+impl Report {
+    /// The version that this code writes.
+    pub const FORMAT: u32 = 1;
+}

@@ -1,0 +1,373 @@
+//! The event loop: it alone owns the membership, feeds it events and carries out its effects.
+
+use super::{
+    blueprint::Blueprint,
+    display::Display,
+    metrics::StepMetrics,
+    progress::RunEvent,
+    recorder::{Entry, Recorder},
+};
+use crate::{
+    checkpoint::RunRecord,
+    evaluation::{Next, Queue},
+    ledger::{SampleSet, StepRecord},
+    membership::{self, Commit, Effect, Event, Level, MemberStatus, Outcome, Phase, State, WorkerId},
+};
+use ballast_proto::{
+    ErrorCode, Failure,
+    v1::{CoordinatorMessage, Generation, JoinRequest, coordinator_message::Message, task_result},
+};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// What the services ask of the loop.
+pub(super) enum Command {
+    /// Something happened.
+    Event(Event),
+    /// A worker wants in.
+    Join(JoinRequest, oneshot::Sender<Result<WorkerId, Failure>>),
+    /// A worker opens its session.
+    Open { worker: WorkerId, session: Session, reply: oneshot::Sender<Result<(), Failure>> },
+    /// A session's stream ended.
+    Closed(WorkerId),
+    /// Which rank a worker has in a generation.
+    Seat { worker: WorkerId, generation: Option<Generation>, reply: oneshot::Sender<Result<Seat, Failure>> },
+    /// State hash of a step committed by this process.
+    StateOf(u64, oneshot::Sender<Option<Vec<u8>>>),
+    /// A checkpoint is durable, in this directory.
+    Saved { step: u64, path: PathBuf },
+    /// A worker wants an evaluation task.
+    NextTask { worker: WorkerId, generation: Option<Generation>, reply: TaskReply },
+    /// A worker has a result.
+    Result {
+        worker: WorkerId,
+        generation: Option<Generation>,
+        task: u64,
+        result: task_result::Result,
+        reply: oneshot::Sender<Result<(), Failure>>,
+    },
+}
+
+pub(super) type TaskReply = oneshot::Sender<Result<Next, Failure>>;
+
+/// The coordinator's end of a worker's session.
+pub(super) struct Session {
+    /// Messages to the worker; taken away when no more follow.
+    pub(super) outbound: Option<mpsc::Sender<Result<CoordinatorMessage, Status>>>,
+    /// Ends the task that reads the worker's messages.
+    pub(super) reader: CancellationToken,
+}
+
+/// A worker's place in a generation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seat {
+    pub(super) rank: usize,
+    pub(super) world_size: usize,
+    /// Steps applied before the generation's first.
+    pub(super) start_step: u64,
+}
+
+/// What the streaming services follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct View {
+    pub(super) generation: Option<Generation>,
+    pub(super) committed: u64,
+    pub(super) horizon: u64,
+    pub(super) end_step: u64,
+    pub(super) over: bool,
+}
+
+impl View {
+    pub(super) fn of(state: &State) -> Self {
+        Self {
+            generation: state.generation(),
+            committed: state.committed(),
+            horizon: state.horizon(),
+            end_step: state.end_step(),
+            over: matches!(state.phase(), Phase::Over(_)),
+        }
+    }
+
+    /// Whether a generation is still at work.
+    pub(super) fn alive(&self, generation: Generation) -> bool {
+        !self.over && self.generation == Some(generation)
+    }
+}
+
+/// The loop's own state.
+pub(super) struct Control {
+    pub(super) state: State,
+    pub(super) blueprint: Arc<Blueprint>,
+    pub(super) record: RunRecord,
+    pub(super) recorder: Recorder,
+    pub(super) queue: Queue,
+    pub(super) view: watch::Sender<View>,
+    pub(super) display: Display,
+    pub(super) sessions: BTreeMap<WorkerId, Session>,
+    /// Workers that asked for a task when none was free.
+    pub(super) waiting: Vec<(WorkerId, TaskReply)>,
+    /// State hashes of steps recorded by this process.
+    pub(super) hashes: BTreeMap<u64, Vec<u8>>,
+    /// Metrics of steps that are not yet durable.
+    pub(super) in_flight: BTreeMap<u64, StepMetrics>,
+    /// Metrics of steps that this process committed.
+    pub(super) metrics: Vec<StepMetrics>,
+    pub(super) last_step_at: Instant,
+    pub(super) started_at: Instant,
+}
+
+/// What is left when the loop has ended.
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) recorder: Recorder,
+    pub(super) queue: Queue,
+    pub(super) display: Display,
+    pub(super) workers: Vec<MemberStatus>,
+    pub(super) metrics: Vec<StepMetrics>,
+}
+
+impl Control {
+    /// Runs until the run is over and every worker has taken its leave, or has had time to.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) -> Ended {
+        let heartbeat = Duration::from_millis(self.blueprint.run.cluster.heartbeat_ms.max(1));
+        let grace = Duration::from_millis(self.blueprint.run.cluster.lease_ms);
+        let mut ticks = interval(heartbeat);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut over_at: Option<(Instant, Outcome, Vec<MemberStatus>)> = None;
+        loop {
+            if over_at.is_none()
+                && let Phase::Over(outcome) = self.state.phase()
+            {
+                let ranked = self.state.members().filter(|m| m.rank.is_some()).collect();
+                over_at = Some((Instant::now(), outcome.clone(), ranked));
+            }
+            if let Some((at, outcome, workers)) = &over_at
+                && (self.sessions.is_empty() || at.elapsed() >= grace)
+            {
+                let (outcome, workers) = (outcome.clone(), workers.clone());
+                self.sessions.values().for_each(|session| session.reader.cancel());
+                let Self { recorder, queue, display, metrics, .. } = self;
+                return Ended { outcome, recorder, queue, display, workers, metrics };
+            }
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.handle(command),
+                    // The handle and all services are gone: nobody is left to ask for anything.
+                    None => self.feed(Event::Failed(Failure::new(ErrorCode::Interrupted, "the coordinator was dropped"))),
+                },
+                _ = ticks.tick() => self.feed(Event::Tick),
+            }
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        match command {
+            Command::Event(event) => self.feed(event),
+            Command::Join(request, reply) => {
+                let answer = self.feed_join(request);
+                let _ = reply.send(answer);
+            }
+            Command::Open { worker, session, reply } => {
+                let answer = self.open(worker, session);
+                let _ = reply.send(answer);
+            }
+            Command::Closed(worker) => {
+                self.sessions.remove(&worker);
+                self.feed(Event::Disconnected { worker });
+            }
+            Command::Seat { worker, generation, reply } => {
+                let start_step = self.state.start_step();
+                let seat = self.state.rank_in(worker, generation);
+                let _ = reply.send(seat.map(|(rank, world_size)| Seat { rank, world_size, start_step }));
+            }
+            Command::StateOf(step, reply) => {
+                let _ = reply.send(self.hashes.get(&step).cloned());
+            }
+            Command::Saved { step, path } => {
+                self.display.emit(RunEvent::Checkpoint { step, path });
+                self.feed(Event::CheckpointSaved { step });
+            }
+            Command::NextTask { worker, generation, reply } => match self.state.rank_in(worker, generation) {
+                Ok(_) => self.waiting.push((worker, reply)),
+                Err(failure) => drop(reply.send(Err(failure))),
+            },
+            Command::Result { worker, generation, task, result, reply } => {
+                let answer = self.take_result(worker, generation, task, result);
+                let _ = reply.send(answer);
+            }
+        }
+        self.serve_waiting();
+    }
+
+    fn open(&mut self, worker: WorkerId, session: Session) -> Result<(), Failure> {
+        if !self.state.members().any(|m| m.worker == worker) {
+            let message = format!("worker {worker} is not a member of this run: join again");
+            return Err(Failure::new(ErrorCode::UnknownWorker, message));
+        }
+        if self.sessions.contains_key(&worker) {
+            let message = format!("worker {worker} has a session already");
+            return Err(Failure::new(ErrorCode::BadMessage, message));
+        }
+        self.sessions.insert(worker, session);
+        self.feed(Event::Connected { worker });
+        Ok(())
+    }
+
+    fn take_result(
+        &mut self,
+        worker: WorkerId,
+        generation: Option<Generation>,
+        task: u64,
+        result: task_result::Result,
+    ) -> Result<(), Failure> {
+        self.state.rank_in(worker, generation)?;
+        self.queue.report(worker, task, result)?;
+        let (done, total) = self.queue.progress();
+        self.display.emit(RunEvent::Evaluation { done, total });
+        self.display.progress(|p| p.evaluation = (done, total));
+        if self.queue.is_done() {
+            self.feed(Event::EvaluationFinished);
+        }
+        Ok(())
+    }
+
+    /// Answers workers that wait for a task, as far as there is an answer.
+    fn serve_waiting(&mut self) {
+        for (worker, reply) in std::mem::take(&mut self.waiting) {
+            let over = matches!(self.state.phase(), Phase::Over(_));
+            match if over { Next::Done } else { self.queue.next(worker) } {
+                Next::Wait => self.waiting.push((worker, reply)),
+                // A worker that no longer waits for its answer is lost, and its tasks will come back.
+                next => drop(reply.send(Ok(next))),
+            }
+        }
+    }
+
+    fn feed_join(&mut self, request: JoinRequest) -> Result<WorkerId, Failure> {
+        let mut answer = Err(Failure::new(ErrorCode::Internal, "the join was not decided"));
+        for effect in self.decide(Event::Join(request)) {
+            match effect {
+                Effect::Admit { worker } => answer = Ok(worker),
+                Effect::Refuse(failure) => answer = Err(failure),
+                other => self.carry_out(other),
+            }
+        }
+        answer
+    }
+
+    fn feed(&mut self, event: Event) {
+        let committed = if let Event::Committed { step } = event { self.in_flight.remove(&step) } else { None };
+        for effect in self.decide(event) {
+            self.carry_out(effect);
+        }
+        if let Some(metrics) = committed {
+            self.display.step(&metrics, self.blueprint.total_steps);
+            self.metrics.push(metrics);
+        }
+    }
+
+    /// One transition, and what people see of it.
+    fn decide(&mut self, event: Event) -> Vec<Effect> {
+        let now = u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        // The loop is the only owner and the transition consumes what it replaces; the clone is of a few small maps.
+        let (state, effects) = membership::step(self.state.clone(), event, now);
+        self.display.transition(&self.state, &state, &effects);
+        if state.generation() != self.state.generation() {
+            // The first step of a generation is timed from here.
+            self.last_step_at = Instant::now();
+        }
+        self.state = state;
+        self.view.send_if_modified(|view| {
+            let next = View::of(&self.state);
+            std::mem::replace(view, next) != next
+        });
+        effects
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Admit { .. } | Effect::Refuse(_) => {}
+            Effect::Send { worker, message } => self.send(worker, message),
+            Effect::Dismiss { worker, failure } => {
+                if let Some(session) = self.sessions.remove(&worker) {
+                    if let Some(outbound) = session.outbound {
+                        let _ = outbound.try_send(Err(failure.into()));
+                    }
+                    session.reader.cancel();
+                }
+            }
+            Effect::RecordNumerics(numerics) => {
+                self.record.numerics = Some(numerics.into());
+                self.recorder.write(Entry::Run(self.record.clone()));
+            }
+            Effect::Persist(commit) => self.persist(commit),
+            Effect::Requeue { worker } => self.queue.requeue(worker),
+            Effect::Evaluate => {
+                let (done, total) = self.queue.progress();
+                self.display.progress(|p| p.evaluation = (done, total));
+            }
+            Effect::Finish(outcome) => tracing::info!(exit_code = outcome.exit_code, "{}", outcome.reason),
+            Effect::Note { level: Level::Info, reason } => tracing::info!("{reason}"),
+            Effect::Note { level: Level::Warn, reason } => tracing::warn!("{reason}"),
+        }
+    }
+
+    /// A worker takes few messages, so a full queue means that it no longer reads: its lease will find it.
+    fn send(&mut self, worker: WorkerId, message: Message) {
+        let Some(session) = self.sessions.get_mut(&worker) else { return };
+        let last = matches!(message, Message::Goodbye(_));
+        if let Some(outbound) = &session.outbound
+            && outbound.try_send(Ok(CoordinatorMessage { message: Some(message) })).is_err()
+        {
+            tracing::warn!(worker, "a message could not be sent");
+        }
+        if last {
+            session.outbound = None;
+        }
+    }
+
+    fn persist(&mut self, commit: Commit) {
+        let plan = self.blueprint.plan.step(commit.step);
+        let (data_epoch, samples) =
+            plan.map(|p| (p.epoch, SampleSet::new(p.micro_batches.into_iter().flatten()))).unwrap_or_default();
+        let Some(samples) = samples else {
+            let message = format!("the plan has a sample twice in step {}", commit.step);
+            self.feed(Event::Failed(Failure::new(ErrorCode::Internal, message)));
+            return;
+        };
+        let now = Instant::now();
+        let seconds = now.duration_since(std::mem::replace(&mut self.last_step_at, now)).as_secs_f64();
+        let metrics = StepMetrics {
+            step: commit.step,
+            epoch: data_epoch,
+            generation: commit.generation.to_string(),
+            loss: commit.loss,
+            loss_tokens: commit.loss_tokens,
+            tokens: commit.tokens,
+            grad_norm: commit.grad_norm,
+            learning_rate: commit.learning_rate,
+            seconds,
+            compute_seconds: commit.compute_seconds,
+            reduce_seconds: commit.reduce_seconds,
+            recomputed: commit.recomputed,
+        };
+        let record = StepRecord {
+            step: commit.step,
+            data_epoch,
+            generation: (commit.generation.epoch, commit.generation.number),
+            samples,
+            loss: commit.loss,
+            loss_tokens: commit.loss_tokens,
+            tokens: commit.tokens,
+            state_sha256: hex::encode(&commit.state_sha256),
+        };
+        self.hashes.insert(commit.step, commit.state_sha256);
+        self.in_flight.insert(commit.step, metrics.clone());
+        self.recorder.write(Entry::Step(record, metrics));
+    }
+}

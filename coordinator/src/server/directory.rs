@@ -1,0 +1,104 @@
+//! Opening the run directory: lock, identity, ledger, newest checkpoint, epoch.
+
+use super::blueprint::Blueprint;
+use crate::{
+    checkpoint::{self, Checkpoint, LocalStore, RunRecord, StateRecord, Store},
+    ledger::Ledger,
+    membership::Start,
+    report::{REPORT, Report},
+};
+use ballast_proto::{ErrorCode, Failure};
+use std::{
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+const LEDGER: &str = "ledger";
+const LOCK: &str = ".lock";
+
+/// A run directory that belongs to this coordinator alone.
+pub(super) struct RunDirectory {
+    pub(super) path: PathBuf,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) ledger: Ledger,
+    pub(super) record: RunRecord,
+    pub(super) start: Start,
+    /// Where the checkpoint to start from lies.
+    pub(super) checkpoint: Option<String>,
+    pub(super) warnings: Vec<String>,
+    /// Held until the coordinator ends.
+    pub(super) lock: File,
+}
+
+impl RunDirectory {
+    /// Opens or creates it.
+    ///
+    /// # Errors
+    /// `RunDirectoryInUse`, `CheckpointMismatch`, `CheckpointCorrupt`, `LedgerCorrupt` or `StorageFailed`.
+    pub(super) fn open(blueprint: &Blueprint) -> Result<Self, Failure> {
+        let path = blueprint.run.run.dir.clone();
+        let store: Arc<dyn Store> = Arc::new(LocalStore::open(&path)?);
+        let lock = lock(&path)?;
+        let mut record = blueprint.record();
+        let there = checkpoint::admit(&*store, &record, blueprint.run.checkpoint.resume)?;
+        let (ledger, repair) = Ledger::open(&path.join(LEDGER))?;
+        let accept = |state: &StateRecord| match ledger.step(state.step) {
+            Some(step) if step.state_sha256 == state.state_sha256 => Ok(()),
+            Some(_) => Err("the ledger holds another state of this step".to_owned()),
+            None => Err("the ledger does not hold this step".to_owned()),
+        };
+        let (found, passed_over) = checkpoint::newest(&*store, &blueprint.shapes, &accept)?;
+        let mut warnings: Vec<String> = repair.into_iter().chain(passed_over).collect();
+        if let Some(there) = there {
+            if there.total_steps != record.total_steps && blueprint.steps_matter() {
+                warnings.push(format!(
+                    "the run had {} steps and now has {}: learning rates from here on follow the longer schedule",
+                    there.total_steps, record.total_steps
+                ));
+            }
+            record.numerics = there.numerics;
+        }
+        let start = found.as_ref().map_or(Start::Seed, |c: &Checkpoint| Start::Checkpoint(c.state.step));
+        let checkpoint = found.map(|c| c.directory);
+        Ok(Self { path, store, ledger, record, start, checkpoint, warnings, lock })
+    }
+
+    /// The report of the run, if it has nothing left to do.
+    pub(super) fn finished(&self) -> Option<Report> {
+        let report: Report = serde_json::from_slice(&self.store.get(REPORT).ok()?).ok()?;
+        let done = report.finished && report.steps == self.record.total_steps && self.start.step() == report.steps;
+        done.then_some(report)
+    }
+
+    /// Takes a new epoch and opens a new chapter of the ledger: from here on the directory has changed hands.
+    pub(super) fn take(&mut self, recipe: &str) -> Result<u64, Failure> {
+        self.record.write(&*self.store)?;
+        let epoch = checkpoint::take_epoch(&*self.store)?;
+        let voided = self.ledger.head().saturating_sub(self.start.step());
+        self.ledger.start(epoch, recipe, self.start.step())?;
+        if voided > 0 {
+            self.warnings.push(format!(
+                "{voided} steps after the newest checkpoint (step {}) are trained again; each must lead to the same state",
+                self.start.step()
+            ));
+        }
+        Ok(epoch)
+    }
+}
+
+/// Locks the directory against a second live coordinator. The kernel lets go of it when the process ends, however.
+fn lock(path: &Path) -> Result<File, Failure> {
+    let name = path.join(LOCK);
+    let failed = |e: std::io::Error| Failure::new(ErrorCode::StorageFailed, format!("cannot lock {}: {e}", name.display()));
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let message =
+                format!("another coordinator is running on {}: stop it, or choose another run.dir", path.display());
+            Err(Failure::new(ErrorCode::RunDirectoryInUse, message))
+        }
+        Err(TryLockError::Error(e)) => Err(failed(e)),
+    }
+}

@@ -1,0 +1,141 @@
+//! From transitions to what people see: the event stream and the progress at a glance.
+
+use super::{
+    metrics::StepMetrics,
+    progress::{Progress, RunEvent, RunPhase},
+};
+use crate::membership::{Effect, Phase, State};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
+
+/// Steps over which speed is averaged.
+const SPEED_WINDOW: usize = 20;
+
+/// Everyone who watches the run.
+pub(super) struct Display {
+    events: broadcast::Sender<RunEvent>,
+    progress: watch::Sender<Progress>,
+    /// Seconds and tokens of the last steps.
+    recent: VecDeque<(f64, u64)>,
+    pub(super) evaluation_began: Option<Instant>,
+}
+
+impl Display {
+    pub(super) fn new(events: broadcast::Sender<RunEvent>, progress: watch::Sender<Progress>) -> Self {
+        Self { events, progress, recent: VecDeque::new(), evaluation_began: None }
+    }
+
+    /// Tells everyone. Nobody listening is fine.
+    pub(super) fn emit(&self, event: RunEvent) {
+        let _ = self.events.send(event);
+    }
+
+    pub(super) fn progress(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+    }
+
+    /// Warnings so far.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.progress.borrow().warnings.clone()
+    }
+
+    pub(super) fn warn(&self, message: String) {
+        tracing::warn!("{message}");
+        self.progress(|p| p.warnings.push(message.clone()));
+        self.emit(RunEvent::Warning { message });
+    }
+
+    /// Time since evaluation began.
+    pub(super) fn evaluation_time(&self) -> Option<Duration> {
+        self.evaluation_began.map(|began| began.elapsed())
+    }
+
+    /// What changed between two states.
+    pub(super) fn transition(&mut self, before: &State, after: &State, effects: &[Effect]) {
+        let old: BTreeMap<_, _> = before.members().map(|m| (m.worker, m)).collect();
+        let new: BTreeMap<_, _> = after.members().map(|m| (m.worker, m)).collect();
+        let wanted = self.progress.borrow().workers_wanted;
+        let ready = new.values().filter(|m| m.ready).count();
+        for member in new.values() {
+            let (worker, name) = (member.worker, member.name.clone());
+            let known = old.get(&worker);
+            if known.is_none() {
+                self.emit(RunEvent::WorkerJoined { worker, name: name.clone() });
+            }
+            if member.ready && known.is_some_and(|m| !m.ready) {
+                self.emit(RunEvent::WorkerReady { worker, name, ready, wanted });
+            }
+        }
+        for effect in effects {
+            if let Effect::Dismiss { worker, failure } = effect
+                && let Some(member) = old.get(worker)
+            {
+                let (name, reason) = (member.name.clone(), failure.message.clone());
+                self.emit(RunEvent::WorkerLost { worker: *worker, name, reason });
+            }
+        }
+        if before.generation() != after.generation()
+            && let Some(generation) = after.generation()
+        {
+            let (generation, world_size) = (generation.to_string(), ready);
+            self.emit(RunEvent::GenerationFormed { generation, world_size, start_step: after.start_step() });
+        }
+        if before.stopping().is_none()
+            && let Some(reason) = after.stopping()
+        {
+            self.emit(RunEvent::Stopping { reason: reason.to_owned() });
+        }
+        if before.phase() != after.phase() && *after.phase() == Phase::Evaluating {
+            self.evaluation_began = Some(Instant::now());
+        }
+        self.progress.send_if_modified(|p| {
+            let next = Progress {
+                phase: match after.phase() {
+                    Phase::Gathering => RunPhase::Gathering,
+                    Phase::Training => RunPhase::Training,
+                    Phase::Evaluating => RunPhase::Evaluating,
+                    Phase::Over(_) => RunPhase::Over,
+                },
+                step: after.committed(),
+                checkpoint: after.checkpoint(),
+                workers: new.into_values().collect(),
+                ..p.clone()
+            };
+            std::mem::replace(p, next.clone()) != next
+        });
+    }
+
+    /// A step is durable.
+    pub(super) fn step(&mut self, metrics: &StepMetrics, total_steps: u64) {
+        self.recent.push_back((metrics.seconds, metrics.tokens));
+        if self.recent.len() > SPEED_WINDOW {
+            self.recent.pop_front();
+        }
+        let seconds: f64 = self.recent.iter().map(|(seconds, _)| seconds).sum();
+        let tokens: u64 = self.recent.iter().map(|(_, tokens)| tokens).sum();
+        self.progress(|p| {
+            p.loss = Some(metrics.loss);
+            if seconds > 0.0 {
+                p.tokens_per_second = Some(tokens as f64 / seconds);
+                p.seconds_per_step = Some(seconds / self.recent.len() as f64);
+            }
+        });
+        self.emit(RunEvent::Step {
+            step: metrics.step,
+            total_steps,
+            loss: metrics.loss,
+            loss_tokens: metrics.loss_tokens,
+            tokens: metrics.tokens,
+            grad_norm: metrics.grad_norm,
+            learning_rate: metrics.learning_rate,
+            seconds: metrics.seconds,
+            recomputed: metrics.recomputed,
+        });
+    }
+}

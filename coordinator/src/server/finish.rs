@@ -1,0 +1,181 @@
+//! The last files of a run: the adapter and the report.
+
+use super::{blueprint::Blueprint, control::Ended, metrics::StepMetrics};
+use crate::{
+    checkpoint::{self, FinalAdapter, StateRecord, Store},
+    config::LookAheadMode,
+    evaluation::{Reading, summarize},
+    ledger::Ledger,
+    report::{self, Report},
+};
+use ballast_proto::{ErrorCode, Failure, exit};
+use std::{path::PathBuf, sync::Arc};
+
+/// How a run ended, for whoever started it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunOutcome {
+    /// Exit code for the process.
+    pub exit_code: u8,
+    /// One sentence.
+    pub reason: String,
+    /// What ended it early.
+    pub failure: Option<Failure>,
+    /// The final adapter.
+    pub adapter: Option<PathBuf>,
+    /// The report.
+    pub report: Option<PathBuf>,
+    /// The newest checkpoint.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// What the last files are made from.
+pub(super) struct Conclusion {
+    pub(super) blueprint: Arc<Blueprint>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) run_directory: PathBuf,
+    pub(super) ended: Ended,
+    pub(super) total_seconds: f64,
+    /// Metrics of steps that earlier processes trained.
+    pub(super) earlier: Vec<StepMetrics>,
+}
+
+impl Conclusion {
+    /// Writes adapter and report. Blocks.
+    pub(super) fn write(self) -> RunOutcome {
+        let outcome = self.ended.outcome.clone();
+        let done = RunOutcome {
+            exit_code: outcome.exit_code,
+            reason: outcome.reason,
+            failure: outcome.failure,
+            adapter: None,
+            report: None,
+            checkpoint: None,
+        };
+        match self.files(&done) {
+            Ok(outcome) => outcome,
+            // A failure to write the last files matters only if nothing worse happened before.
+            Err(failure) if done.exit_code == exit::DONE => RunOutcome {
+                exit_code: failure.code.exit_code(),
+                reason: failure.message.clone(),
+                failure: Some(failure),
+                ..done
+            },
+            Err(failure) => {
+                tracing::error!(code = failure.code.as_str(), "{failure}");
+                done
+            }
+        }
+    }
+
+    fn files(self, outcome: &RunOutcome) -> Result<RunOutcome, Failure> {
+        let Self { blueprint, store, run_directory, ended, total_seconds, earlier } = self;
+        let evaluation_seconds = ended.display.evaluation_time().map(|t| t.as_secs_f64());
+        let ledger = ended.recorder.finish()?;
+        let accept = |state: &StateRecord| match ledger.step(state.step) {
+            Some(step) if step.state_sha256 == state.state_sha256 => Ok(()),
+            _ => Err("the ledger does not know it".to_owned()),
+        };
+        let finished = outcome.exit_code == exit::DONE;
+        let newest = checkpoint::newest(&*store, &blueprint.shapes, &accept)?.0;
+        let adapter = match &newest {
+            Some(c) if finished => Some(checkpoint::publish_adapter(&*store, &c.adapter, &blueprint.adapter_config)?),
+            None if finished => {
+                return Err(Failure::new(ErrorCode::Internal, "the run is complete but has no checkpoint"));
+            }
+            _ => None,
+        };
+        let prefix = (blueprint.run.lookahead.mode == LookAheadMode::Virtual).then_some(&*blueprint.run.lookahead.prefix);
+        let evaluation = (ended.queue.is_done() && ended.queue.progress().1 > 0)
+            .then(|| summarize(ended.queue.results(), &Reading { decode: &*blueprint.model.decode, prefix }));
+        let report = Report {
+            format: Report::FORMAT,
+            run: blueprint.run.run.name.clone(),
+            finished,
+            outcome: outcome.reason.clone(),
+            error_code: outcome.failure.as_ref().map(|f| f.code.to_string()),
+            steps: ledger.head(),
+            total_steps: blueprint.total_steps,
+            settings: settings(&blueprint),
+            inputs: report::Inputs {
+                model_sha256: blueprint.model.sha256.clone(),
+                data_sha256: blueprint.data.sha256.clone(),
+                samples: blueprint.data.samples.len() as u64,
+                binary_sha256: blueprint.binary_sha256.clone(),
+            },
+            data: blueprint.data.stats.clone(),
+            losses: ledger.steps().map(|s| s.loss).collect(),
+            throughput: throughput(&ledger, earlier, ended.metrics, total_seconds, evaluation_seconds),
+            workers: ended
+                .workers
+                .into_iter()
+                .filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name }))
+                .collect(),
+            generations: generations(&ledger),
+            evaluation,
+            adapter: adapter.as_ref().map(|FinalAdapter { directory, sha256 }| report::Adapter {
+                path: (*directory).to_owned(),
+                sha256: sha256.clone(),
+            }),
+            warnings: ended.display.warnings(),
+        };
+        let mut json = serde_json::to_vec_pretty(&report).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
+        json.push(b'\n');
+        store.put(report::REPORT, &json)?;
+        Ok(RunOutcome {
+            adapter: adapter.map(|a| run_directory.join(a.directory)),
+            report: Some(run_directory.join(report::REPORT)),
+            checkpoint: newest.map(|c| run_directory.join(c.directory)),
+            ..outcome.clone()
+        })
+    }
+}
+
+fn settings(blueprint: &Blueprint) -> report::Settings {
+    let run = &blueprint.run;
+    report::Settings {
+        model: run.model.source.clone(),
+        seed: run.run.seed,
+        lookahead: format!("{:?}", run.lookahead.mode).to_lowercase(),
+        lookahead_prefix: (run.lookahead.mode == LookAheadMode::Virtual).then(|| run.lookahead.prefix.clone()),
+        lora_rank: run.lora.rank,
+        lora_alpha: run.lora.alpha,
+        lora_dropout: run.lora.dropout,
+        target_modules: blueprint.targets.clone(),
+        learning_rate: run.train.learning_rate,
+        global_batch: run.train.global_batch,
+        epochs: run.train.epochs,
+    }
+}
+
+fn throughput(
+    ledger: &Ledger,
+    earlier: Vec<StepMetrics>,
+    metrics: Vec<StepMetrics>,
+    total_seconds: f64,
+    evaluation_seconds: Option<f64>,
+) -> report::Throughput {
+    let mut seconds: Vec<f64> = earlier.into_iter().chain(metrics).map(|m| m.seconds).collect();
+    seconds.sort_unstable_by(f64::total_cmp);
+    let training_seconds: f64 = seconds.iter().sum();
+    let tokens = ledger.steps().map(|s| s.tokens).sum();
+    report::Throughput {
+        tokens,
+        training_seconds,
+        tokens_per_second: (training_seconds > 0.0).then(|| tokens as f64 / training_seconds),
+        median_step_seconds: seconds.get(seconds.len() / 2).copied(),
+        evaluation_seconds,
+        total_seconds,
+    }
+}
+
+fn generations(ledger: &Ledger) -> Vec<report::GenerationSpan> {
+    let mut spans: Vec<report::GenerationSpan> = Vec::new();
+    for step in ledger.steps() {
+        let generation = format!("{}.{}", step.generation.0, step.generation.1);
+        match spans.last_mut() {
+            Some(span) if span.generation == generation => span.last_step = step.step,
+            _ => spans.push(report::GenerationSpan { generation, first_step: step.step, last_step: step.step }),
+        }
+    }
+    spans
+}

@@ -1,0 +1,386 @@
+//! The coordinator as a process: tonic services as thin shells around an event loop that owns the membership.
+//!
+//! ```text
+//! session ─┐                          ┌─> sessions (messages to workers)
+//! shards  ─┤ Command   ┌───────────┐  ├─> recorder (ledger, metrics, run.json)
+//! transfer─┼──────────>│  control  │──┤
+//! evaluate─┘           └───────────┘  ├─> view (what the streams follow)
+//!                       membership::step └─> display (events and progress)
+//! ```
+
+mod blueprint;
+mod control;
+mod directory;
+mod display;
+mod evaluate;
+mod finish;
+mod link;
+mod listen;
+mod metrics;
+mod progress;
+mod recorder;
+mod session;
+mod shards;
+mod transfer;
+
+pub use blueprint::{ModelInfo, RunData};
+pub use finish::RunOutcome;
+pub use metrics::StepMetrics;
+pub use progress::{Progress, RunEvent, RunPhase};
+
+use crate::{
+    checkpoint::sha256_hex,
+    config::Resolved,
+    evaluation::Queue,
+    membership::{Event, Settings, State},
+    report,
+};
+use ballast_proto::{
+    ErrorCode, Failure, exit,
+    v1::{
+        checkpoint_server::CheckpointServer, data_server::DataServer, evaluation_server::EvaluationServer,
+        membership_server::MembershipServer,
+    },
+};
+use blueprint::Blueprint;
+use control::{Command, Control, View};
+use directory::RunDirectory;
+use display::Display;
+use finish::Conclusion;
+use link::Link;
+use metrics::MetricsFile;
+use recorder::Recorder;
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    net::TcpListener,
+    sync::{broadcast, mpsc, watch},
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+/// Largest message that the server takes: a piece of a checkpoint and some more.
+const MAX_MESSAGE: usize = 8 << 20;
+/// Calls in progress on one connection; a worker has a handful.
+const MAX_CALLS: usize = 32;
+/// Time between HTTP/2 pings, and for their answer: finds connections whose other end is gone without a word.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Commands on their way to the loop.
+const COMMANDS: usize = 256;
+/// Events that a slow listener may lag behind.
+const EVENTS: usize = 4096;
+
+/// What a coordinator is started with.
+#[derive(Clone, Debug)]
+pub struct StartOptions {
+    /// The resolved run file.
+    pub resolved: Arc<Resolved>,
+    /// The base model.
+    pub model: ModelInfo,
+    /// The prepared set.
+    pub data: RunData,
+    /// SHA-256 (hex) of this binary, for the record.
+    pub binary_sha256: String,
+    /// Whether exactly the needed workers are started together with the coordinator (`ballast train`), so that one
+    /// that fails before training ends the run: nobody would replace it.
+    pub supervised: bool,
+}
+
+/// What starting led to.
+#[derive(Debug)]
+pub enum Started {
+    /// The coordinator runs.
+    Running(Coordinator),
+    /// The run directory holds this run, and it is complete.
+    Finished(RunOutcome),
+}
+
+/// A running coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    address: SocketAddr,
+    commands: mpsc::Sender<Command>,
+    events: broadcast::Receiver<RunEvent>,
+    progress: watch::Receiver<Progress>,
+    outcome: JoinHandle<RunOutcome>,
+}
+
+impl Coordinator {
+    /// Opens the run directory, listens, and begins to admit workers.
+    ///
+    /// # Errors
+    /// Everything that can be known before a worker joins: the run directory is in use or of another run, no checkpoint
+    /// verifies, the address cannot be listened on, the plan contradicts the run file.
+    pub async fn start(options: StartOptions) -> Result<Started, Failure> {
+        let started_at = Instant::now();
+        let StartOptions { resolved, model, data, binary_sha256, supervised } = options;
+        let blueprint = Arc::new(Blueprint::new(&resolved, model, data, binary_sha256)?);
+        let cluster = &blueprint.run.cluster;
+        let listener = listen::listen(&cluster.bind, cluster.insecure).await?;
+        let opened = spawn_blocking({
+            let blueprint = Arc::clone(&blueprint);
+            move || open(&blueprint)
+        });
+        match opened.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?? {
+            Opened::Finished(outcome) => Ok(Started::Finished(outcome)),
+            Opened::Taken { directory, epoch } => {
+                Self::serve(blueprint, *directory, epoch, listener, supervised, started_at).await.map(Started::Running)
+            }
+        }
+    }
+
+    async fn serve(
+        blueprint: Arc<Blueprint>,
+        directory: RunDirectory,
+        epoch: u64,
+        listener: TcpListener,
+        supervised: bool,
+        started_at: Instant,
+    ) -> Result<Self, Failure> {
+        let address = listener
+            .local_addr()
+            .map_err(|e| Failure::new(ErrorCode::BindFailed, format!("the address that was bound: {e}")))?;
+        let queue = Queue::new(blueprint.tasks());
+        let state = State::new(settings(&blueprint, &directory, epoch, supervised, queue.progress().1 > 0));
+        let (events_sender, events) = broadcast::channel(EVENTS);
+        let (progress_sender, progress) = watch::channel(Progress {
+            step: state.committed(),
+            start_step: state.committed(),
+            total_steps: blueprint.total_steps,
+            workers_wanted: blueprint.run.cluster.workers as usize,
+            checkpoint: state.checkpoint(),
+            evaluation: queue.progress(),
+            ..Progress::default()
+        });
+        let display = Display::new(events_sender, progress_sender);
+        display.emit(RunEvent::Listening { address: address.to_string() });
+        blueprint.warnings.iter().chain(&directory.warnings).for_each(|warning| display.warn(warning.clone()));
+
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let (view, viewer) = watch::channel(View::of(&state));
+        let RunDirectory { path, store, ledger, record, start, checkpoint, lock, .. } = directory;
+        let (metrics, earlier) = MetricsFile::open(&path, start.step())?;
+        let recorder = Recorder::start(ledger, metrics, Arc::clone(&store), commands.clone())?;
+        let control = Control {
+            state,
+            blueprint: Arc::clone(&blueprint),
+            record,
+            recorder,
+            queue,
+            view,
+            display,
+            sessions: BTreeMap::new(),
+            waiting: Vec::new(),
+            hashes: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            metrics: Vec::new(),
+            last_step_at: started_at,
+            started_at,
+        };
+        let link = Link { commands: commands.clone(), view: viewer };
+        let shutdown = CancellationToken::new();
+        let services = Services {
+            link,
+            blueprint: Arc::clone(&blueprint),
+            store: Arc::clone(&store),
+            run_directory: path.clone(),
+            start: checkpoint,
+            epoch,
+        };
+        let server = tokio::spawn(services.serve(listener, shutdown.clone()));
+        let outcome = tokio::spawn(async move {
+            let grace = Duration::from_millis(blueprint.run.cluster.lease_ms);
+            let ended = control.run(inbox).await;
+            shutdown.cancel();
+            // Connections that stay open must not keep the run from ending.
+            if timeout(grace, server).await.is_err() {
+                tracing::warn!("connections were still open at the end");
+            }
+            let conclusion = Conclusion {
+                blueprint,
+                store,
+                run_directory: path,
+                total_seconds: started_at.elapsed().as_secs_f64(),
+                earlier,
+                ended,
+            };
+            let written = spawn_blocking(move || conclusion.write()).await;
+            drop(lock);
+            written.unwrap_or_else(|e| failed(Failure::new(ErrorCode::Internal, e.to_string())))
+        });
+        Ok(Self { address, commands, events, progress, outcome })
+    }
+
+    /// The address that workers reach.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What happens from now on; nothing is missed that happened since the start, unless it is very much.
+    pub fn events(&mut self) -> broadcast::Receiver<RunEvent> {
+        let fresh = self.events.resubscribe();
+        std::mem::replace(&mut self.events, fresh)
+    }
+
+    /// The run at a glance.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
+    /// A handle that can stop the run while someone else waits for it.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper { commands: self.commands.clone() }
+    }
+
+    /// Waits for the end of the run: adapter and report are written by then.
+    pub async fn wait(self) -> RunOutcome {
+        let Self { outcome, commands, .. } = self;
+        let outcome = outcome.await;
+        drop(commands);
+        outcome.unwrap_or_else(|e| failed(Failure::new(ErrorCode::Internal, e.to_string())))
+    }
+}
+
+/// Stops a run.
+#[derive(Clone, Debug)]
+pub struct Stopper {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Stopper {
+    /// Asks for a stop after a checkpoint; asking again stops at once. After the end it does nothing.
+    pub async fn request_stop(&self, reason: impl Into<String>) {
+        let _ = self.commands.send(Command::Event(Event::StopRequested { reason: reason.into() })).await;
+    }
+
+    /// Ends the run with a failure that only the caller knows of, such as the death of a worker process.
+    pub async fn fail(&self, failure: Failure) {
+        let _ = self.commands.send(Command::Event(Event::Failed(failure))).await;
+    }
+}
+
+/// SHA-256 (hex) of the running binary.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn binary_sha256() -> std::io::Result<String> {
+    Ok(sha256_hex(&std::fs::read(std::env::current_exe()?)?))
+}
+
+fn failed(failure: Failure) -> RunOutcome {
+    RunOutcome {
+        exit_code: failure.code.exit_code(),
+        reason: failure.message.clone(),
+        failure: Some(failure),
+        adapter: None,
+        report: None,
+        checkpoint: None,
+    }
+}
+
+/// A run directory, opened.
+enum Opened {
+    Taken { directory: Box<RunDirectory>, epoch: u64 },
+    Finished(RunOutcome),
+}
+
+fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
+    let mut directory = RunDirectory::open(blueprint)?;
+    if let Some(finished) = directory.finished() {
+        let adapter = finished.adapter.map(|a| directory.path.join(a.path));
+        let reason = format!(
+            "run {:?} in {} is already complete after {} steps: choose another run.dir, or raise train.max_steps",
+            finished.run,
+            directory.path.display(),
+            finished.steps
+        );
+        return Ok(Opened::Finished(RunOutcome {
+            exit_code: exit::DONE,
+            reason,
+            failure: None,
+            adapter,
+            report: Some(directory.path.join(report::REPORT)),
+            checkpoint: directory.checkpoint.map(|c| directory.path.join(c)),
+        }));
+    }
+    let recipe = directory.record.recipe(blueprint.steps_matter());
+    let epoch = directory.take(&recipe)?;
+    Ok(Opened::Taken { directory: Box::new(directory), epoch })
+}
+
+fn settings(
+    blueprint: &Blueprint,
+    directory: &RunDirectory,
+    epoch: u64,
+    supervised: bool,
+    evaluate: bool,
+) -> Settings {
+    Settings {
+        epoch,
+        last_generation: directory.ledger.last_generation(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        workers: blueprint.run.cluster.workers as usize,
+        replaceable: !supervised,
+        model_sha256: blueprint.model.sha256.clone(),
+        numerics: directory.record.numerics.clone().map(Into::into),
+        start: directory.start,
+        total_steps: blueprint.total_steps,
+        prefetch_steps: blueprint.run.cluster.prefetch_steps.into(),
+        evaluate,
+        timeouts: blueprint.timeouts(),
+    }
+}
+
+/// All gRPC services of a coordinator.
+struct Services {
+    link: Link,
+    blueprint: Arc<Blueprint>,
+    store: Arc<dyn crate::checkpoint::Store>,
+    run_directory: std::path::PathBuf,
+    start: Option<String>,
+    epoch: u64,
+}
+
+impl Services {
+    async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        let Self { link, blueprint, store, run_directory, start, epoch } = self;
+        let membership = MembershipServer::new(session::MembershipService {
+            link: link.clone(),
+            spec: blueprint.spec(epoch),
+            blueprint: Arc::clone(&blueprint),
+        });
+        let data = DataServer::new(shards::DataService { link: link.clone(), blueprint: Arc::clone(&blueprint) });
+        let checkpoint = CheckpointServer::new(transfer::CheckpointService {
+            link: link.clone(),
+            blueprint,
+            store,
+            run_directory,
+            start,
+        });
+        let evaluation = EvaluationServer::new(evaluate::EvaluationService { link });
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<MembershipServer<session::MembershipService>>().await;
+        let served = Server::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .concurrency_limit_per_connection(MAX_CALLS)
+            .add_service(health_service)
+            .add_service(membership.max_decoding_message_size(MAX_MESSAGE))
+            .add_service(data.max_decoding_message_size(MAX_MESSAGE))
+            .add_service(checkpoint.max_decoding_message_size(MAX_MESSAGE))
+            .add_service(evaluation.max_decoding_message_size(MAX_MESSAGE))
+            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled());
+        if let Err(error) = served.await {
+            tracing::error!("the gRPC server ended: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

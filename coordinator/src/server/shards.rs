@@ -1,0 +1,102 @@
+//! The Data service: each rank's share of the plan, a few steps ahead of training.
+
+use super::{
+    blueprint::Blueprint,
+    control::{Seat, View},
+    link::{Link, ended},
+};
+use crate::data::plan::assign;
+use ballast_proto::{
+    ErrorCode, Failure,
+    v1::{Generation, MicroBatch, ShardRequest, StepShard, data_server::Data},
+};
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+pub(super) struct DataService {
+    pub(super) link: Link,
+    pub(super) blueprint: Arc<Blueprint>,
+}
+
+#[tonic::async_trait]
+impl Data for DataService {
+    type StreamShardsStream = ReceiverStream<Result<StepShard, Status>>;
+
+    async fn stream_shards(
+        &self,
+        request: Request<ShardRequest>,
+    ) -> Result<Response<Self::StreamShardsStream>, Status> {
+        let ShardRequest { worker_id, generation } = request.into_inner();
+        let (generation, seat) = self.link.seat(worker_id, generation).await?;
+        let (shards, stream) = mpsc::channel(1);
+        let (blueprint, view) = (Arc::clone(&self.blueprint), self.link.view.clone());
+        tokio::spawn(async move {
+            if let Err(failure) = stream_shards(&blueprint, generation, seat, view, &shards).await {
+                // A receiver that is gone needs no explanation.
+                let _ = shards.send(Err(failure.into())).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Sends shard after shard as the horizon moves, until the last step or the end of the generation.
+async fn stream_shards(
+    blueprint: &Blueprint,
+    generation: Generation,
+    seat: Seat,
+    mut view: watch::Receiver<View>,
+    shards: &mpsc::Sender<Result<StepShard, Status>>,
+) -> Result<(), Failure> {
+    let mut step = seat.start_step;
+    loop {
+        // Once a shard has gone out, a requested stop can no longer fall before its step: the horizon covers it.
+        let seen = *view
+            .wait_for(|v| !v.alive(generation) || v.horizon > step || v.end_step <= step)
+            .await
+            .map_err(|_| ended(generation))?;
+        if !seen.alive(generation) {
+            return Err(ended(generation));
+        }
+        if seen.end_step <= step {
+            return Ok(());
+        }
+        step += 1;
+        let shard = shard(blueprint, generation, seat, step, seen.end_step)?;
+        if shards.send(Ok(shard)).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+/// One rank's share of one step.
+fn shard(
+    blueprint: &Blueprint,
+    generation: Generation,
+    seat: Seat,
+    step: u64,
+    end_step: u64,
+) -> Result<StepShard, Failure> {
+    let missing = || Failure::new(ErrorCode::Internal, format!("the plan has no step {step}"));
+    let plan = blueprint.plan.step(step).ok_or_else(missing)?;
+    let totals = blueprint.totals(step).ok_or_else(missing)?;
+    let shares = assign(&blueprint.plan.costs(&plan), seat.world_size);
+    let micro_batches = shares.get(seat.rank).into_iter().flatten().filter_map(|index| {
+        let samples = plan.micro_batches.get(*index)?;
+        let sequences =
+            samples.iter().filter_map(|sample| blueprint.data.samples.get(*sample as usize)).cloned().collect();
+        Some(MicroBatch { index: u32::try_from(*index).unwrap_or(u32::MAX), sequences })
+    });
+    Ok(StepShard {
+        generation: Some(generation),
+        step,
+        step_micro_batches: u32::try_from(plan.micro_batches.len()).unwrap_or(u32::MAX),
+        step_loss_tokens: totals.loss_tokens,
+        step_tokens: totals.tokens,
+        micro_batches: micro_batches.collect(),
+        checkpoint_after: step == end_step || blueprint.checkpoint_after(step),
+        last: step == end_step,
+    })
+}

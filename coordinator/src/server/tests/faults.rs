@@ -1,0 +1,259 @@
+//! Workers that vanish, hang or lie.
+
+use super::{worker::{describe, files, state}, *};
+use ballast_proto::{
+    exit,
+    v1::{
+        Generation, GenerationFormed, Hello, Heartbeat, NextTaskRequest, StateHeader, StepReport, StepShard, WorkerMessage,
+        coordinator_message::Message, evaluation_client::EvaluationClient, membership_client::MembershipClient,
+        worker_message,
+    },
+};
+use bytes::Bytes;
+
+/// Two workers in a generation.
+async fn pair(coordinator: &Coordinator) -> [(FakeWorker, GenerationFormed); 2] {
+    let address = coordinator.local_addr();
+    let mut a = FakeWorker::join(address, "a").await.unwrap();
+    let mut b = FakeWorker::join(address, "b").await.unwrap();
+    let (formed_a, formed_b) = tokio::join!(a.formed(), b.formed());
+    [(a, formed_a.unwrap()), (b, formed_b.unwrap())]
+}
+
+async fn first_shard(worker: &FakeWorker, formed: &GenerationFormed) -> StepShard {
+    worker.shards(formed.generation).await.unwrap().message().await.unwrap().unwrap()
+}
+
+async fn two_workers(directory: &Path) -> Coordinator {
+    start(options(run_file(directory, |run| run.cluster.workers = 2))).await
+}
+
+#[tokio::test]
+async fn a_lost_worker_ends_the_generation_for_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = two_workers(directory.path()).await;
+    let [(mut a, _), (b, _)] = pair(&coordinator).await;
+    drop(b);
+    let (before, goodbye) = a.goodbye().await;
+    assert!(matches!(&before[..], [Message::AbortGeneration(abort)] if abort.reason.contains("connection of worker 2 (b) broke")));
+    assert_eq!(goodbye.exit_code, u32::from(exit::FAILED), "there is no checkpoint to resume from");
+    drop(a);
+    let outcome = coordinator.wait().await;
+    assert_eq!((outcome.exit_code, outcome.failure.unwrap().code), (exit::FAILED, ErrorCode::WorkerLost));
+    assert_eq!(report_of(directory.path()).error_code.as_deref(), Some("B4007"));
+}
+
+#[tokio::test]
+async fn a_silent_worker_loses_its_lease() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = start(options(run_file(directory.path(), |run| {
+        run.cluster.workers = 2;
+        run.cluster.heartbeat_ms = 20;
+        run.cluster.lease_ms = 400;
+    })))
+    .await;
+    let [(a, _), (mut b, _)] = pair(&coordinator).await;
+    let beating = tokio::spawn(async move {
+        let mut beats = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            beats.tick().await;
+            a.send(worker_message::Message::Heartbeat(Heartbeat { progress: 0, phase: 2 })).await;
+        }
+    });
+    let failure = loop {
+        match b.next().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("dismissed without a reason"),
+            Err(failure) => break failure,
+        }
+    };
+    assert_eq!(failure.code, ErrorCode::LeaseExpired);
+    assert!(failure.message.contains("worker 2 (b) was silent"), "{failure}");
+    assert_eq!(coordinator.wait().await.failure.unwrap().code, ErrorCode::LeaseExpired);
+    beating.abort();
+}
+
+#[tokio::test]
+async fn messages_of_other_generations_and_strangers_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = start(options(run_file(directory.path(), |_| ()))).await;
+    let mut a = FakeWorker::join(coordinator.local_addr(), "a").await.unwrap();
+    let early = a.shards(Some(Generation::new(1, 1))).await.unwrap_err();
+    assert_eq!(early.code, ErrorCode::StaleGeneration);
+    let formed = a.formed().await.unwrap();
+    for generation in [None, Some(Generation::new(1, 2)), Some(Generation::new(0, 1))] {
+        assert_eq!(a.shards(generation).await.unwrap_err().code, ErrorCode::StaleGeneration);
+        assert_eq!(a.download(generation, 0).await.unwrap_err().code, ErrorCode::StaleGeneration);
+        let header = a.header(generation, 1);
+        assert_eq!(a.upload(header, &files(1)).await.unwrap_err().code, ErrorCode::StaleGeneration);
+        let request = NextTaskRequest { worker_id: a.id, generation };
+        let status = EvaluationClient::new(a.channel.clone()).next_task(request).await.unwrap_err();
+        assert_eq!(Failure::from(status).code, ErrorCode::StaleGeneration);
+    }
+    a.id += 1;
+    assert_eq!(a.shards(formed.generation).await.unwrap_err().code, ErrorCode::UnknownWorker);
+    coordinator.stopper().fail(Failure::new(ErrorCode::Interrupted, "enough")).await;
+    drop(a);
+    coordinator.wait().await;
+}
+
+#[tokio::test]
+async fn forged_reports_end_the_session_with_the_reason() {
+    type Forge = fn(StepReport) -> StepReport;
+    let forged: [(Forge, ErrorCode); 4] = [
+        (|r| StepReport { step: 3, ..r }, ErrorCode::BadMessage),
+        (|r| StepReport { tokens: r.tokens + 1, ..r }, ErrorCode::BadMessage),
+        (|r| StepReport { state_sha256: Bytes::new(), ..r }, ErrorCode::BadMessage),
+        (|r| StepReport { generation: Some(Generation::new(9, 9)), ..r }, ErrorCode::BadMessage),
+    ];
+    for (forge, code) in forged {
+        let directory = tempfile::tempdir().unwrap();
+        let coordinator = start(options(run_file(directory.path(), |_| ()))).await;
+        let mut a = FakeWorker::join(coordinator.local_addr(), "a").await.unwrap();
+        let formed = a.formed().await.unwrap();
+        let shard = first_shard(&a, &formed).await;
+        a.send(worker_message::Message::StepReport(forge(FakeWorker::report_of(&shard)))).await;
+        assert_eq!(a.next().await.unwrap_err().code, code);
+        drop(a);
+        assert_eq!(coordinator.wait().await.failure.unwrap().code, code);
+        assert_eq!(proof(directory.path()).head, 0);
+    }
+}
+
+#[tokio::test]
+async fn ranks_that_disagree_stop_the_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = two_workers(directory.path()).await;
+    let [(a, formed), (b, formed_b)] = pair(&coordinator).await;
+    let shard = first_shard(&a, &formed).await;
+    a.report(&shard).await;
+    let mut report = FakeWorker::report_of(&first_shard(&b, &formed_b).await);
+    report.state_sha256 = state(99);
+    b.send(worker_message::Message::StepReport(report)).await;
+    let outcome = {
+        let (mut a, mut b) = (a, b);
+        tokio::join!(a.goodbye(), b.goodbye());
+        drop((a, b));
+        coordinator.wait().await
+    };
+    assert_eq!((outcome.exit_code, outcome.failure.unwrap().code), (exit::FAILED, ErrorCode::StateDiverged));
+}
+
+#[tokio::test]
+async fn uploads_are_checked_before_anything_is_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = two_workers(directory.path()).await;
+    let [(a, formed), (b, formed_b)] = pair(&coordinator).await;
+    let shard = first_shard(&a, &formed).await;
+    a.report(&shard).await;
+    b.report(&first_shard(&b, &formed_b).await).await;
+    let good = files(1);
+    let renamed = |name: &str| [(name.to_owned(), good[0].1.clone()), good[1].clone()];
+    let header = |files: &[(String, Vec<u8>)]| StateHeader { files: describe(files), ..a.header(formed.generation, 1) };
+    let refused = async |header: StateHeader, files: &[(String, Vec<u8>)]| a.upload(header, files).await.unwrap_err();
+
+    for name in ["../../adapter_model.safetensors", "/etc/passwd", "manifest.json", ""] {
+        let files = renamed(name);
+        let failure = refused(header(&files), &files).await;
+        assert_eq!(failure.code, ErrorCode::BadMessage);
+        assert!(failure.message.contains("unexpected file"), "{failure}");
+    }
+    let mut huge = header(&good);
+    huge.files[0].size = 1 << 40;
+    assert!(refused(huge, &good).await.message.contains("at most"));
+    let mut long = good.clone();
+    long[1].1.push(0);
+    assert!(refused(header(&good), &long).await.message.contains("more than the"));
+    let mut short = good.clone();
+    short[1].1.pop();
+    assert!(refused(header(&good), &short).await.message.contains("were announced"));
+    let mut flipped = good.clone();
+    flipped[0].1[300] ^= 1;
+    assert!(refused(header(&good), &flipped).await.message.contains("not the announced one"));
+    let nan = {
+        let mut files = good.clone();
+        let end = files[0].1.len();
+        files[0].1[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        files
+    };
+    assert!(refused(header(&nan), &nan).await.message.contains("not finite"));
+    assert!(refused(header(&files(2)), &files(2)).await.message.contains("not of step 1"));
+    let other_state = StateHeader { state_sha256: state(2), ..header(&good) };
+    assert_eq!(refused(other_state, &good).await.code, ErrorCode::StateDiverged);
+    let beyond = StateHeader { step: 50, ..header(&good) };
+    assert!(refused(beyond, &good).await.message.contains("step 50"));
+    let not_rank_0 = StateHeader { worker_id: b.id, ..header(&good) };
+    assert!(refused(not_rank_0, &good).await.message.contains("rank 1"));
+    assert!(store(directory.path()).list("checkpoints").unwrap().is_empty());
+
+    a.upload(header(&good), &good).await.unwrap();
+    a.upload(header(&good), &good).await.unwrap();
+    assert_eq!(store(directory.path()).list("checkpoints").unwrap().len(), 5);
+    coordinator.stopper().fail(Failure::new(ErrorCode::Interrupted, "enough")).await;
+    drop((a, b));
+    assert_eq!(coordinator.wait().await.exit_code, exit::RETRY);
+}
+
+#[tokio::test]
+async fn a_checkpoint_waits_for_its_step_to_be_committed() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = two_workers(directory.path()).await;
+    let [(a, formed), (b, formed_b)] = pair(&coordinator).await;
+    let shard = first_shard(&a, &formed).await;
+    a.report(&shard).await;
+    // Rank 1 has not reported, so the step is not committed and the upload must wait.
+    let upload = a.upload(a.header(formed.generation, 1), &files(1));
+    tokio::pin!(upload);
+    let other = first_shard(&b, &formed_b).await;
+    let early = tokio::select! {
+        biased;
+        done = &mut upload => Some(done),
+        () = b.report(&other) => None,
+    };
+    assert!(early.is_none());
+    upload.await.unwrap();
+    assert_eq!(coordinator.progress().borrow().step, 1);
+    coordinator.stopper().fail(Failure::new(ErrorCode::Interrupted, "enough")).await;
+    drop((a, b));
+    coordinator.wait().await;
+}
+
+#[tokio::test]
+async fn a_session_begins_with_hello_and_is_opened_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = start(options(run_file(directory.path(), |_| ()))).await;
+    let a = FakeWorker::join(coordinator.local_addr(), "a").await.unwrap();
+    let open = async |message: worker_message::Message| {
+        let first = tokio_stream::once(WorkerMessage { message: Some(message) });
+        let status = MembershipClient::new(a.channel.clone()).session(first).await.unwrap_err();
+        Failure::from(status).code
+    };
+    let hello = |worker_id| worker_message::Message::Hello(Hello { worker_id });
+    let heartbeat = worker_message::Message::Heartbeat(Heartbeat { progress: 0, phase: 0 });
+    assert_eq!(open(heartbeat).await, ErrorCode::BadMessage);
+    assert_eq!(open(hello(a.id)).await, ErrorCode::BadMessage);
+    assert_eq!(open(hello(99)).await, ErrorCode::UnknownWorker);
+    // The worker that has the session is none the worse for it.
+    assert_eq!(a.work().await.unwrap().shards.len() as u64, STEPS);
+    assert_eq!(coordinator.wait().await.exit_code, exit::DONE);
+}
+
+#[tokio::test]
+async fn a_lost_evaluator_leaves_its_task_to_the_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = start(with_evaluation(options(run_file(directory.path(), |run| run.cluster.workers = 2)))).await;
+    let [(mut a, formed), (mut b, formed_b)] = pair(&coordinator).await;
+    let (trained_a, trained_b) = tokio::join!(a.train(&formed), b.train(&formed_b));
+    trained_a.unwrap();
+    trained_b.unwrap();
+    assert!(matches!(a.next().await.unwrap(), Some(Message::Evaluate(_))));
+    assert!(matches!(b.next().await.unwrap(), Some(Message::Evaluate(_))));
+    let request = NextTaskRequest { worker_id: a.id, generation: formed.generation };
+    let held = EvaluationClient::new(a.channel.clone()).next_task(request).await.unwrap().into_inner();
+    assert!(!held.done);
+    let others = tokio::spawn(async move { b.finish_evaluation(formed_b.generation).await });
+    drop(a);
+    others.await.unwrap().unwrap();
+    assert_eq!(coordinator.wait().await.exit_code, exit::DONE);
+    assert_eq!(report_of(directory.path()).evaluation.unwrap().heldout.unwrap().samples, 2);
+}
