@@ -44,6 +44,7 @@ impl Philox {
 
     /// Ten rounds on `N` counters side by side, so that they vectorize.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // One index into four arrays.
     fn rounds<const N: usize>(&self, mut c: [[u32; N]; 4]) -> [[u32; N]; 4] {
         let mut k = self.key;
         for round in 0..10 {

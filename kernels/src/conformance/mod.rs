@@ -4,6 +4,9 @@
 //! [`crate::conformance_suite`] makes a test of each. Inputs are read back from the device before the reference sees
 //! them, so a backend that stores bf16 is judged on its arithmetic alone.
 
+// A failed expectation of the suite is a failed test of its user.
+#![allow(clippy::panic)]
+
 mod attention;
 mod contract_errors;
 mod decoding;

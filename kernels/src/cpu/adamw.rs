@@ -78,8 +78,9 @@ pub(crate) fn adamw(
     let factors = Factors::new(settings);
     let piece = b.threads.rows_per_piece(len, 1);
     let states = first.data_mut().chunks_mut(piece).zip(second.data_mut().chunks_mut(piece));
-    let items = parameters.data_mut().chunks_mut(piece).zip(gradient.data().chunks(piece)).zip(states).collect();
-    b.threads.for_each(items, |((p, g), (m, v)): ((&mut [f32], &[f32]), (&mut [f32], &mut [f32]))| {
+    let items: Vec<_> =
+        parameters.data_mut().chunks_mut(piece).zip(gradient.data().chunks(piece)).zip(states).collect();
+    b.threads.for_each(items, |((p, g), (m, v))| {
         update(p, g, m, v, factors);
     });
     Ok(())

@@ -7,7 +7,7 @@ const LOWEST: f32 = -104.0;
 /// 1.5 * 2^23: adding it rounds to an integer, held in the low bits.
 const ROUNDER: f32 = 12_582_912.0;
 /// ln 2 in two parts; the product of the first with any exponent is exact.
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 355.0 / 512.0;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 
 /// `e^x`: `2^n * e^r` with `|r| <= ln 2 / 2` and the Taylor polynomial of degree 7, whose remainder is below 6e-9.

@@ -97,12 +97,9 @@ pub(crate) fn backward(
     let piece = b.threads.rows_per_piece(rows, cols) * cols;
     let inputs = d_out.data().chunks(piece).zip(gate.data().chunks(piece)).zip(up.data().chunks(piece));
     let outputs = d_gate.data_mut().chunks_mut(piece).zip(d_up.data_mut().chunks_mut(piece));
-    let items = inputs.zip(outputs).collect();
-    b.threads.for_each(
-        items,
-        |(((d_out, gate), up), (d_gate, d_up)): (((&[f32], &[f32]), &[f32]), (&mut [f32], &mut [f32]))| {
-            kernel(d_out, gate, up, d_gate, d_up);
-        },
-    );
+    let items: Vec<_> = inputs.zip(outputs).collect();
+    b.threads.for_each(items, |(((d_out, gate), up), (d_gate, d_up))| {
+        kernel(d_out, gate, up, d_gate, d_up);
+    });
     Ok(())
 }

@@ -95,7 +95,7 @@ pub(crate) fn forward(
         shape("add_rms_norm", "delta", delta, x.rows, x.cols)?;
     }
     let piece = b.threads.rows_per_piece(x.rows, x.cols) * x.cols;
-    let items = x
+    let items: Vec<_> = x
         .data_mut()
         .chunks_mut(piece)
         .zip(out.data_mut().chunks_mut(piece))
@@ -103,7 +103,7 @@ pub(crate) fn forward(
         .enumerate()
         .collect();
     let (weight, offset) = (weight.data(), offset(kind));
-    b.threads.for_each(items, |(index, ((x, out), inv_rms)): (usize, ((&mut [f32], &mut [f32]), &mut [f32]))| {
+    b.threads.for_each(items, |(index, ((x, out), inv_rms))| {
         let delta = delta.map(|delta| &delta.data()[index * piece..][..x.len()]);
         for (g, (x, out)) in x.chunks_exact_mut(group).zip(out.chunks_exact_mut(group)).enumerate() {
             if let Some(delta) = delta {
@@ -129,7 +129,7 @@ pub(crate) fn backward(
     shape("rms_norm_backward", "d_out", d_out, x.rows, x.cols)?;
     shape("rms_norm_backward", "d_x", d_x, x.rows, x.cols)?;
     let piece = b.threads.rows_per_piece(x.rows, x.cols) * x.cols;
-    let items = d_x
+    let items: Vec<_> = d_x
         .data_mut()
         .chunks_mut(piece)
         .zip(d_out.data().chunks(piece))
@@ -137,7 +137,7 @@ pub(crate) fn backward(
         .zip(inv_rms.data().chunks(piece / group))
         .collect();
     let (weight, offset, add) = (weight.data(), offset(kind), store == Store::Add);
-    b.threads.for_each(items, |(((d_x, d_out), x), inv_rms): (((&mut [f32], &[f32]), &[f32]), &[f32])| {
+    b.threads.for_each(items, |(((d_x, d_out), x), inv_rms)| {
         let inputs = d_out.chunks_exact(group).zip(x.chunks_exact(group));
         for ((d_x, (d_out, x)), &inv_rms) in d_x.chunks_exact_mut(group).zip(inputs).zip(inv_rms) {
             norm_group_backward(d_out, x, weight, offset, inv_rms, add, d_x);

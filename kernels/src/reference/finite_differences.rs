@@ -70,6 +70,7 @@ fn rotation() {
 }
 
 #[test]
+#[allow(clippy::type_complexity)]
 fn packed_attention() {
     let mut source = Source::new(4);
     let cases: [(usize, usize, usize, &[u32], Option<usize>); 6] = [
