@@ -1,0 +1,236 @@
+//! The order of training: which samples make up each step, and how a step is cut into micro-batches.
+//!
+//! Everything here is a pure function of its arguments. Nothing depends on how many workers there are: the
+//! micro-batch is the unit of arithmetic, and only [`assign`] knows of ranks.
+
+use ballast_basemodel::{Architecture, Projection};
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+use std::cmp::Reverse;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What of the run file shapes the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanSettings {
+    /// Times every sample is trained.
+    pub epochs: u64,
+    /// Stop after this many steps, even within an epoch.
+    pub max_steps: Option<u64>,
+    /// Samples of one step.
+    pub global_batch: u32,
+    /// Tokens of one micro-batch, at most; a longer sample gets one of its own.
+    pub micro_batch_tokens: u32,
+    /// Estimated cost of a sample.
+    pub cost: CostModel,
+}
+
+/// Estimated cost of training a sample of `n` tokens: `per_token * n + per_pair * n^2`, in any unit.
+///
+/// Integers, so that the plan is the same on every machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CostModel {
+    /// Of the linear layers, for each token.
+    pub per_token: u64,
+    /// Of attention, for each pair of tokens.
+    pub per_pair: u64,
+}
+
+impl CostModel {
+    /// The proportions of a decoder: a token passes every weight of its layers once (one multiply-add each), a pair of
+    /// tokens costs each head `head_dim` multiply-adds for its score and `head_dim` for its value, and the causal mask
+    /// leaves half of the pairs.
+    #[must_use]
+    pub fn of(architecture: &Architecture) -> Self {
+        let linear: usize = Projection::ALL
+            .into_iter()
+            .map(|p| {
+                let (out, input) = architecture.projection_shape(p);
+                out * input
+            })
+            .sum();
+        Self { per_token: linear as u64, per_pair: (architecture.heads * architecture.head_dim) as u64 }
+    }
+
+    /// Cost of a sample of `tokens` tokens.
+    #[must_use]
+    pub fn sample(self, tokens: u32) -> u64 {
+        let n = u64::from(tokens);
+        self.per_token.saturating_mul(n).saturating_add(self.per_pair.saturating_mul(n * n))
+    }
+}
+
+/// The plan of a whole run.
+#[derive(Debug)]
+pub struct Plan {
+    seed: u64,
+    lengths: Vec<u32>,
+    settings: PlanSettings,
+    /// The permutation used last: steps are asked for in order, and an epoch's order takes time to make.
+    order: Mutex<Option<(u64, Arc<[u32]>)>>,
+}
+
+/// One optimizer step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepPlan {
+    /// Epoch the step belongs to, counted from 0.
+    pub epoch: u64,
+    /// Samples of each micro-batch, as indices into the prepared set.
+    pub micro_batches: Vec<Vec<u32>>,
+}
+
+impl Plan {
+    /// The plan for samples of these lengths. A batch or budget of 0 counts as 1.
+    #[must_use]
+    pub fn new(seed: u64, lengths: &[u32], settings: PlanSettings) -> Self {
+        let settings = PlanSettings {
+            global_batch: settings.global_batch.max(1),
+            micro_batch_tokens: settings.micro_batch_tokens.max(1),
+            ..settings
+        };
+        Self { seed, lengths: lengths.to_vec(), settings, order: Mutex::new(None) }
+    }
+
+    /// Steps of one epoch; the last may be short.
+    #[must_use]
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.lengths.len().div_ceil(self.settings.global_batch as usize) as u64
+    }
+
+    /// Steps of the whole run.
+    #[must_use]
+    pub fn total_steps(&self) -> u64 {
+        let all = self.steps_per_epoch().saturating_mul(self.settings.epochs);
+        self.settings.max_steps.map_or(all, |most| all.min(most))
+    }
+
+    /// The step of this 1-based number; `None` outside the run.
+    #[must_use]
+    pub fn step(&self, step: u64) -> Option<StepPlan> {
+        if step == 0 || step > self.total_steps() {
+            return None;
+        }
+        let (epoch, within) = ((step - 1) / self.steps_per_epoch(), (step - 1) % self.steps_per_epoch());
+        let order = self.order(epoch);
+        let batch = order.chunks(self.settings.global_batch as usize).nth(usize::try_from(within).ok()?)?;
+        let tokens: Vec<u32> = batch.iter().map(|&sample| self.tokens(sample)).collect();
+        let micro_batches = pack(&tokens, self.settings.micro_batch_tokens, self.settings.cost)
+            .into_iter()
+            .map(|group| group.into_iter().map(|position| batch[position]).collect())
+            .collect();
+        Some(StepPlan { epoch, micro_batches })
+    }
+
+    /// Estimated cost of each micro-batch of a step, for [`assign`].
+    #[must_use]
+    pub fn costs(&self, step: &StepPlan) -> Vec<u64> {
+        let cost = |group: &Vec<u32>| {
+            group.iter().fold(0_u64, |sum, &s| sum.saturating_add(self.settings.cost.sample(self.tokens(s))))
+        };
+        step.micro_batches.iter().map(cost).collect()
+    }
+
+    /// Micro-batches of the largest step of the first epoch: with more workers than this, some have nothing to do.
+    #[must_use]
+    pub fn useful_workers(&self) -> usize {
+        (1..=self.total_steps().min(self.steps_per_epoch()))
+            .filter_map(|step| self.step(step))
+            .map(|step| step.micro_batches.len())
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn tokens(&self, sample: u32) -> u32 {
+        self.lengths.get(sample as usize).copied().unwrap_or(0)
+    }
+
+    fn order(&self, epoch: u64) -> Arc<[u32]> {
+        let mut kept = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some((of, order)) if *of == epoch => Arc::clone(order),
+            _ => {
+                let order: Arc<[u32]> = permutation(self.seed, epoch, self.lengths.len()).into();
+                *kept = Some((epoch, Arc::clone(&order)));
+                order
+            }
+        }
+    }
+}
+
+/// The order of `n` samples in an epoch: Fisher and Yates' shuffle, drawing from ChaCha8.
+///
+/// The key is seed, epoch and `n` themselves, so that no two of them share a stream. At most 2^32 samples.
+#[must_use]
+pub fn permutation(seed: u64, epoch: u64, n: usize) -> Vec<u32> {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&seed.to_le_bytes());
+    key[8..16].copy_from_slice(&epoch.to_le_bytes());
+    key[16..24].copy_from_slice(&(n as u64).to_le_bytes());
+    key[24..].copy_from_slice(b"bal.plan");
+    let mut rng = ChaCha8Rng::from_seed(key);
+    let mut order: Vec<u32> = (0..u32::try_from(n).unwrap_or(u32::MAX)).collect();
+    for last in (1..order.len()).rev() {
+        order.swap(last, below(&mut rng, last as u64 + 1) as usize);
+    }
+    order
+}
+
+/// A uniform number below `bound`, which is not 0 (Lemire, 1805.10941, algorithm 5): no modulo bias.
+fn below(rng: &mut impl RngCore, bound: u64) -> u64 {
+    let reject_below = bound.wrapping_neg() % bound;
+    loop {
+        let product = u128::from(rng.next_u64()) * u128::from(bound);
+        if product as u64 >= reject_below {
+            return (product >> 64) as u64;
+        }
+    }
+}
+
+/// Cuts one step into micro-batches of at most `budget` tokens, balanced in cost; returns positions in `tokens`.
+///
+/// A sample over the budget gets a micro-batch of its own. The others go, costliest first, each into the cheapest
+/// micro-batch with room for it, of as few micro-batches as that succeeds with.
+fn pack(tokens: &[u32], budget: u32, cost: CostModel) -> Vec<Vec<usize>> {
+    let (mut fitting, oversized): (Vec<usize>, Vec<usize>) = (0..tokens.len()).partition(|&i| tokens[i] <= budget);
+    fitting.sort_by_key(|&i| (Reverse(tokens[i]), i));
+    let total: u64 = fitting.iter().map(|&i| u64::from(tokens[i])).sum();
+    let fewest = (total.div_ceil(u64::from(budget)) as usize).max(usize::from(!fitting.is_empty()));
+    // With as many micro-batches as samples, each has one of its own, so the search ends.
+    let mut groups =
+        (fewest..=fitting.len()).find_map(|count| fill(&fitting, tokens, budget, cost, count)).unwrap_or_default();
+    groups.extend(oversized.into_iter().map(|i| vec![i]));
+    groups.iter_mut().for_each(|group| group.sort_unstable());
+    groups.sort_unstable();
+    groups
+}
+
+/// Places samples, costliest first, into `count` micro-batches; `None` when one finds no room.
+fn fill(samples: &[usize], tokens: &[u32], budget: u32, cost: CostModel, count: usize) -> Option<Vec<Vec<usize>>> {
+    let mut groups = vec![(0_u64, 0_u32, Vec::new()); count];
+    for &sample in samples {
+        let (group_cost, used, members) = groups
+            .iter_mut()
+            .filter(|(_, used, _)| tokens[sample] <= budget - used)
+            .min_by_key(|(group_cost, used, _)| (*group_cost, *used))?;
+        *group_cost = group_cost.saturating_add(cost.sample(tokens[sample]));
+        *used += tokens[sample];
+        members.push(sample);
+    }
+    Some(groups.into_iter().map(|(_, _, members)| members).collect())
+}
+
+/// Divides micro-batches of these costs among `world_size` ranks: longest first, each to the rank with the least so
+/// far (Graham, 1969: at most 4/3 of the best possible). Ties go to the lower rank. Every rank's list is ascending.
+#[must_use]
+pub fn assign(costs: &[u64], world_size: usize) -> Vec<Vec<usize>> {
+    let mut ranks = vec![(0_u64, Vec::new()); world_size];
+    let mut longest_first: Vec<usize> = (0..costs.len()).collect();
+    longest_first.sort_by_key(|&i| (Reverse(costs[i]), i));
+    for index in longest_first {
+        if let Some((load, list)) = ranks.iter_mut().min_by_key(|(load, list)| (*load, list.len())) {
+            *load = load.saturating_add(costs[index]);
+            list.push(index);
+        }
+    }
+    ranks.iter_mut().for_each(|(_, list)| list.sort_unstable());
+    ranks.into_iter().map(|(_, list)| list).collect()
+}
