@@ -1,4 +1,11 @@
 //! Control plane and data plane of a run.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod config;
+pub mod data;
+pub mod evaluation;
+pub mod ledger;
+pub mod membership;
+pub mod report;
+pub mod server;
