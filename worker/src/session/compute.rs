@@ -1,0 +1,219 @@
+//! The compute thread: carries out one order after the other, away from the async runtime.
+
+use super::conversation::Event;
+use super::engine::{Engine, Loader};
+use crate::WorkerError;
+use crate::collective::{AbortHandle, Collective, CollectiveError, RingConfig, Solo, TcpRing};
+use crate::progress::Progress;
+use crate::trainer::{ExportedState, StepOutcome};
+use ballast_proto::v1::{
+    Generation, GenerationFormed, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, next_task_response::Task,
+    task_result,
+};
+use ballast_proto::{Coded, Failure};
+use bytes::Bytes;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver as OrderReceiver;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// What the session wants computed.
+pub(super) enum Order {
+    /// Train a generation until its shards end.
+    Train(Training),
+    /// Run one evaluation task.
+    Evaluate(Task, oneshot::Sender<task_result::Result>),
+}
+
+/// A generation, ready to begin.
+pub(super) struct Training {
+    pub(super) formed: GenerationFormed,
+    pub(super) generation: Generation,
+    /// State files, when the generation starts from a checkpoint.
+    pub(super) checkpoint: Vec<(String, Bytes)>,
+    /// This rank's shards, in step order.
+    pub(super) shards: mpsc::Receiver<StepShard>,
+    pub(super) control: Control,
+}
+
+/// What reaches into a running generation from outside.
+#[derive(Clone, Debug)]
+pub(super) struct Control {
+    /// Ends it at once.
+    pub(super) abort: AbortHandle,
+    /// Its last step.
+    last_step: Arc<AtomicU64>,
+}
+
+impl Control {
+    pub(super) fn new() -> Self {
+        Self { abort: AbortHandle::new(), last_step: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+
+    /// Lets `step` be the last one.
+    pub(super) fn stop_after(&self, step: u64) {
+        self.last_step.fetch_min(step, Ordering::Relaxed);
+    }
+}
+
+/// A state on its way to the coordinator.
+pub(super) struct Snapshot {
+    pub(super) generation: Generation,
+    pub(super) state: ExportedState,
+}
+
+/// What the compute thread is given once.
+pub(super) struct Computer {
+    pub(super) run: RunSpec,
+    pub(super) listener: TcpListener,
+    pub(super) progress: Progress,
+    pub(super) events: mpsc::UnboundedSender<Event>,
+    /// Bounded: a second snapshot waits until the first has left, so that memory does.
+    pub(super) snapshots: mpsc::Sender<Snapshot>,
+}
+
+/// How a generation's training came to its end.
+enum Trained {
+    /// All its shards are done, or it was told to stop or aborted.
+    Over,
+    /// The session is gone.
+    Unheard,
+}
+
+impl Computer {
+    /// Body of the thread: loads the base model, then follows orders until the session is gone.
+    pub(super) fn work(self, load: Loader, orders: &OrderReceiver<Order>) {
+        self.progress.set_phase(Phase::Loading);
+        let outcome = load(&self.run, &self.progress).and_then(|mut engine| {
+            let ready = Ready { fingerprint: Some(engine.fingerprint().clone()), applied_step: 0, has_state: false };
+            self.progress.set_phase(Phase::Waiting);
+            self.tell(Event::Loaded(ready));
+            self.follow(&mut *engine, orders)
+        });
+        if let Err(error) = outcome {
+            self.tell(Event::Failed(Failure::new(error.code(), error.to_string())));
+        }
+    }
+
+    fn follow(&self, engine: &mut dyn Engine, orders: &OrderReceiver<Order>) -> Result<(), WorkerError> {
+        while let Ok(order) = orders.recv() {
+            match order {
+                Order::Train(training) => {
+                    if let Trained::Unheard = self.train(engine, training)? {
+                        return Ok(());
+                    }
+                }
+                Order::Evaluate(task, reply) => {
+                    self.progress.set_phase(Phase::Evaluate);
+                    let result = engine.evaluate(&task)?;
+                    // Without a listener the session is gone, which the next `recv` says too.
+                    let _ = reply.send(result);
+                }
+            }
+            self.progress.set_phase(Phase::Waiting);
+        }
+        Ok(())
+    }
+
+    fn train(&self, engine: &mut dyn Engine, mut training: Training) -> Result<Trained, WorkerError> {
+        prepare(engine, &training)?;
+        let generation = training.generation;
+        match self.train_steps(engine, &mut training) {
+            Err(WorkerError::Collective(CollectiveError::Aborted(reason))) => {
+                tracing::info!(%generation, reason, "generation aborted");
+                Ok(Trained::Over)
+            }
+            Err(WorkerError::Collective(error)) => {
+                self.tell(Event::GenerationBroken { generation, reason: error.to_string() });
+                Ok(Trained::Over)
+            }
+            other => other,
+        }
+    }
+
+    fn train_steps(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<Trained, WorkerError> {
+        let mut collective = self.collective(training)?;
+        loop {
+            if engine.applied_step() >= training.control.last_step.load(Ordering::Relaxed) {
+                return Ok(Trained::Over);
+            }
+            self.progress.set_phase(Phase::Waiting);
+            // The stream ends with the generation, be it done or aborted.
+            let Some(shard) = training.shards.blocking_recv() else { return Ok(Trained::Over) };
+            let outcome = engine.step(&shard, &mut *collective)?;
+            self.tell(Event::Stepped(report(training.generation, shard.step, &outcome)));
+            if shard.checkpoint_after && collective.rank() == 0 {
+                let snapshot = Snapshot { generation: training.generation, state: engine.export_state()? };
+                if self.snapshots.blocking_send(snapshot).is_err() {
+                    return Ok(Trained::Unheard);
+                }
+            }
+            if shard.last {
+                return Ok(Trained::Over);
+            }
+        }
+    }
+
+    fn collective(&self, training: &Training) -> Result<Box<dyn Collective>, WorkerError> {
+        let addresses = training.formed.ring_addresses.clone();
+        if addresses.len() == 1 {
+            return Ok(Box::new(Solo));
+        }
+        let timeouts = self.run.timeouts.as_ref().ok_or_else(|| WorkerError::RunSpec("timeouts are missing".into()))?;
+        let config = RingConfig {
+            run_id: self.run.run_id.clone(),
+            generation: training.generation,
+            rank: training.formed.rank as usize,
+            addresses,
+            timeout: Duration::from_millis(timeouts.collective_ms),
+        };
+        self.progress.set_phase(Phase::Reduce);
+        let ring = TcpRing::connect(&self.listener, config, &training.control.abort, self.progress.clone())?;
+        Ok(Box::new(ring))
+    }
+
+    /// When the session is gone there is nobody to tell, and the thread ends with its next order.
+    fn tell(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+}
+
+/// Brings the engine to the state that the generation starts from.
+fn prepare(engine: &mut dyn Engine, training: &Training) -> Result<(), WorkerError> {
+    let start = training.formed.start_step;
+    match training.formed.state_source() {
+        StateSource::Seed => engine.reset()?,
+        StateSource::Checkpoint => engine.import_state(start, &training.checkpoint)?,
+        StateSource::Memory => {}
+        StateSource::Unspecified => {
+            return Err(WorkerError::RunSpec(format!("generation {}: no state to start from", training.generation)));
+        }
+    }
+    if engine.applied_step() != start {
+        return Err(WorkerError::RunSpec(format!(
+            "generation {} starts from step {start}, but this worker's state is of step {}",
+            training.generation,
+            engine.applied_step()
+        )));
+    }
+    Ok(())
+}
+
+fn report(generation: Generation, step: u64, outcome: &StepOutcome) -> StepReport {
+    StepReport {
+        generation: Some(generation),
+        step,
+        state_sha256: Bytes::copy_from_slice(&outcome.state_sha256),
+        loss: outcome.loss,
+        loss_tokens: outcome.loss_tokens,
+        tokens: outcome.tokens,
+        rank_tokens: outcome.rank_tokens,
+        grad_norm: outcome.grad_norm,
+        learning_rate: outcome.learning_rate,
+        compute_seconds: outcome.compute_seconds,
+        reduce_seconds: outcome.reduce_seconds,
+        recomputed: outcome.recomputed,
+    }
+}

@@ -1,0 +1,113 @@
+//! An engine that adds numbers.
+
+use super::fake::G2;
+use crate::WorkerError;
+use crate::collective::Collective;
+use crate::session::engine::Engine;
+use crate::session::transfer::disassemble;
+use crate::trainer::{ExportedState, StepOutcome};
+use ballast_proto::v1::next_task_response::Task;
+use ballast_proto::v1::{
+    DownloadResponse, NumericsFingerprint, ScoreResult, StepShard, download_response, task_result,
+};
+use bytes::Bytes;
+use std::sync::mpsc::Receiver;
+use tokio::sync::mpsc::UnboundedSender;
+
+/// A state that is one number: every step adds the step's number, summed over the ranks.
+#[derive(Default)]
+pub(super) struct Adder {
+    step: u64,
+    total: i64,
+    fingerprint: NumericsFingerprint,
+    /// Fails in this step.
+    fail_at: Option<u64>,
+    /// Every step waits for a word here.
+    gate: Option<Receiver<()>>,
+    /// Told the number of each step that begins.
+    begun: Option<UnboundedSender<u64>>,
+}
+
+impl Adder {
+    pub(super) fn failing_at(step: u64) -> Self {
+        Self { fail_at: Some(step), ..Self::default() }
+    }
+
+    pub(super) fn gated(gate: Receiver<()>) -> Self {
+        Self { gate: Some(gate), ..Self::default() }
+    }
+
+    pub(super) fn announcing(self, begun: UnboundedSender<u64>) -> Self {
+        Self { begun: Some(begun), ..self }
+    }
+}
+
+/// Files of an [`Adder`] as a download.
+pub(super) fn download_of(total: i64, step: u64) -> Vec<DownloadResponse> {
+    let state =
+        ExportedState { step, state_sha256: [0; 32], files: vec![("total".into(), total.to_le_bytes().into())] };
+    let (header, pieces) = disassemble(7, G2, state);
+    std::iter::once(download_response::Message::Header(header))
+        .chain(pieces.map(download_response::Message::Chunk))
+        .map(|message| DownloadResponse { message: Some(message) })
+        .collect()
+}
+
+impl Engine for Adder {
+    fn fingerprint(&self) -> &NumericsFingerprint {
+        &self.fingerprint
+    }
+
+    fn applied_step(&self) -> u64 {
+        self.step
+    }
+
+    fn reset(&mut self) -> Result<(), WorkerError> {
+        (self.step, self.total) = (0, 0);
+        Ok(())
+    }
+
+    fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError> {
+        let [(name, data)] = files else { panic!("one file, got {files:?}") };
+        assert_eq!(name, "total");
+        (self.step, self.total) = (step, i64::from_le_bytes(data[..].try_into().unwrap()));
+        Ok(())
+    }
+
+    fn export_state(&self) -> Result<ExportedState, WorkerError> {
+        let files = vec![("total".to_owned(), self.total.to_le_bytes().to_vec())];
+        Ok(ExportedState { step: self.step, state_sha256: [self.step as u8; 32], files })
+    }
+
+    fn step(&mut self, shard: &StepShard, collective: &mut dyn Collective) -> Result<StepOutcome, WorkerError> {
+        assert_eq!(shard.step, self.step + 1);
+        if self.fail_at == Some(shard.step) {
+            return Err(WorkerError::NonFinite { step: shard.step, place: "micro-batch 0".into() });
+        }
+        if let Some(begun) = &self.begun {
+            let _ = begun.send(shard.step);
+        }
+        if let Some(gate) = &self.gate {
+            let _ = gate.recv();
+        }
+        let mut values = [shard.step as i64];
+        collective.all_reduce_sum(&mut values)?;
+        (self.step, self.total) = (shard.step, self.total + values[0]);
+        Ok(StepOutcome {
+            loss: self.total as f64,
+            loss_tokens: 1,
+            tokens: 1,
+            rank_tokens: 1,
+            grad_norm: 0.0,
+            learning_rate: 0.0,
+            state_sha256: [self.step as u8; 32],
+            compute_seconds: 0.0,
+            reduce_seconds: 0.0,
+            recomputed: 0,
+        })
+    }
+
+    fn evaluate(&mut self, _: &Task) -> Result<task_result::Result, WorkerError> {
+        Ok(task_result::Result::Score(ScoreResult { tuned_nll: vec![self.total as f32], ..ScoreResult::default() }))
+    }
+}

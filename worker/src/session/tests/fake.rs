@@ -1,0 +1,336 @@
+//! A coordinator that says what the test wants.
+
+use super::super::engine::{Engine, Loader};
+use super::super::{WorkerOptions, work};
+use super::adder::Adder;
+use crate::WorkerError;
+use ballast_proto::v1::{
+    BaseModel, CoordinatorMessage, DownloadRequest, DownloadResponse, Generation, GenerationFormed, JoinRequest,
+    JoinResponse, NextTaskRequest, NextTaskResponse, ReportTaskResponse, RunSpec, ShardRequest, StateHeader,
+    StateSource, StepShard, TaskResult, Timeouts, UploadRequest, UploadResponse, WorkerMessage, checkpoint_server,
+    coordinator_message, data_server, evaluation_server, membership_server, next_task_response::Task, upload_request,
+    worker_message,
+};
+use ballast_proto::{ErrorCode, Failure};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+pub(super) const G1: Generation = Generation { epoch: 1, number: 1 };
+pub(super) const G2: Generation = Generation { epoch: 1, number: 2 };
+/// Long enough never to pass when all goes well.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
+}
+
+type Stream<T> = UnboundedReceiverStream<Result<T, Status>>;
+
+/// The test's side of the coordinator.
+pub(super) struct Fake {
+    pub(super) url: String,
+    shared: Arc<Shared>,
+    heard: mpsc::UnboundedReceiver<WorkerMessage>,
+    uploads: mpsc::UnboundedReceiver<Uploaded>,
+    results: mpsc::UnboundedReceiver<TaskResult>,
+    server: JoinHandle<()>,
+}
+
+/// What the services answer with.
+pub(super) struct Shared {
+    pub(super) refusal: Mutex<Option<Failure>>,
+    pub(super) download: Mutex<Vec<DownloadResponse>>,
+    pub(super) tasks: Mutex<VecDeque<Task>>,
+    /// Uploads wait for this when `hold_uploads`.
+    pub(super) release_uploads: Notify,
+    pub(super) hold_uploads: bool,
+    ring_address: Mutex<String>,
+    session: Pipe<CoordinatorMessage>,
+    shards: Mutex<Option<Pipe<StepShard>>>,
+    heard: mpsc::UnboundedSender<WorkerMessage>,
+    uploads: mpsc::UnboundedSender<Uploaded>,
+    results: mpsc::UnboundedSender<TaskResult>,
+}
+
+pub(super) type Uploaded = (StateHeader, Vec<u8>);
+
+struct Pipe<T> {
+    sender: Mutex<Option<mpsc::UnboundedSender<Result<T, Status>>>>,
+    receiver: Mutex<Option<mpsc::UnboundedReceiver<Result<T, Status>>>>,
+}
+
+impl<T> Pipe<T> {
+    fn new() -> Self {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        Self { sender: Mutex::new(Some(sender)), receiver: Mutex::new(Some(receiver)) }
+    }
+
+    fn send(&self, item: Result<T, Status>) {
+        self.sender.lock().unwrap().as_ref().unwrap().send(item).ok().unwrap();
+    }
+
+    fn close(&self) {
+        self.sender.lock().unwrap().take();
+    }
+
+    fn stream(&self) -> Stream<T> {
+        UnboundedReceiverStream::new(self.receiver.lock().unwrap().take().expect("one stream"))
+    }
+}
+
+impl Fake {
+    pub(super) async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    pub(super) async fn with(change: impl FnOnce(&mut Shared)) -> Self {
+        let (heard_sender, heard) = mpsc::unbounded_channel();
+        let (uploads_sender, uploads) = mpsc::unbounded_channel();
+        let (results_sender, results) = mpsc::unbounded_channel();
+        let mut shared = Shared {
+            refusal: Mutex::default(),
+            download: Mutex::default(),
+            tasks: Mutex::default(),
+            release_uploads: Notify::new(),
+            hold_uploads: false,
+            ring_address: Mutex::default(),
+            session: Pipe::new(),
+            shards: Mutex::new(Some(Pipe::new())),
+            heard: heard_sender,
+            uploads: uploads_sender,
+            results: results_sender,
+        };
+        change(&mut shared);
+        let shared = Arc::new(shared);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let services = Services(Arc::clone(&shared));
+        let server = tonic::transport::Server::builder()
+            .add_service(membership_server::MembershipServer::new(services.clone()))
+            .add_service(data_server::DataServer::new(services.clone()))
+            .add_service(checkpoint_server::CheckpointServer::new(services.clone()))
+            .add_service(evaluation_server::EvaluationServer::new(services))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move { server.await.unwrap() });
+        Self { url, shared, heard, uploads, results, server }
+    }
+
+    /// Starts a worker with an adding engine; it leaves when `terminated` resolves.
+    pub(super) fn worker(
+        &self,
+        engine: Adder,
+        terminated: impl Future<Output = &'static str> + Send + 'static,
+    ) -> JoinHandle<Result<u8, Failure>> {
+        self.worker_with(Box::new(|_, _| Ok(Box::new(engine) as Box<dyn Engine>)), terminated)
+    }
+
+    pub(super) fn worker_with(
+        &self,
+        load: Loader,
+        terminated: impl Future<Output = &'static str> + Send + 'static,
+    ) -> JoinHandle<Result<u8, Failure>> {
+        let options = WorkerOptions { coordinator: self.url.clone(), ..WorkerOptions::default() };
+        tokio::spawn(work(options, load, terminated))
+    }
+
+    pub(super) fn say(&self, message: coordinator_message::Message) {
+        self.shared.session.send(Ok(CoordinatorMessage { message: Some(message) }));
+    }
+
+    pub(super) fn dismiss(&self, failure: Failure) {
+        self.shared.session.send(Err(failure.into()));
+    }
+
+    pub(super) fn form(
+        &self,
+        generation: Generation,
+        source: StateSource,
+        start_step: u64,
+        ring: &[String],
+        rank: u32,
+    ) {
+        let ring_addresses = if ring.is_empty() { vec!["127.0.0.1:1".to_owned()] } else { ring.to_vec() };
+        self.say(coordinator_message::Message::GenerationFormed(GenerationFormed {
+            generation: Some(generation),
+            rank,
+            ring_addresses,
+            start_step,
+            state_source: source as i32,
+        }));
+    }
+
+    /// Streams a shard of the current generation.
+    pub(super) fn shard(&self, generation: Generation, step: u64, checkpoint_after: bool, last: bool) {
+        let shard = StepShard { generation: Some(generation), step, checkpoint_after, last, ..StepShard::default() };
+        self.shared.shards.lock().unwrap().as_ref().unwrap().send(Ok(shard));
+    }
+
+    /// A new generation gets a new stream of shards.
+    pub(super) fn new_shards(&self) {
+        *self.shared.shards.lock().unwrap() = Some(Pipe::new());
+    }
+
+    /// The next message that is no heartbeat.
+    pub(super) async fn hears(&mut self) -> worker_message::Message {
+        loop {
+            match self.hears_any().await {
+                worker_message::Message::Heartbeat(_) => {}
+                message => return message,
+            }
+        }
+    }
+
+    pub(super) async fn hears_any(&mut self) -> worker_message::Message {
+        in_time("a worker's message", self.heard.recv()).await.unwrap().message.unwrap()
+    }
+
+    /// Hears hello and ready.
+    pub(super) async fn hears_ready(&mut self) {
+        assert!(matches!(self.hears().await, worker_message::Message::Hello(hello) if hello.worker_id == 7));
+        assert!(matches!(self.hears().await, worker_message::Message::Ready(ready) if !ready.has_state));
+    }
+
+    pub(super) async fn hears_step(&mut self) -> (u64, f64) {
+        match self.hears().await {
+            worker_message::Message::StepReport(report) => (report.step, report.loss),
+            other => panic!("expected a step report, heard {other:?}"),
+        }
+    }
+
+    pub(super) async fn uploaded(&mut self) -> Uploaded {
+        in_time("an upload", self.uploads.recv()).await.unwrap()
+    }
+
+    pub(super) async fn result(&mut self) -> TaskResult {
+        in_time("a task's result", self.results.recv()).await.unwrap()
+    }
+
+    /// Where the worker's ring listens, as it said when it joined.
+    pub(super) fn ring_address(&self) -> String {
+        self.shared.ring_address.lock().unwrap().clone()
+    }
+
+    /// Whether every evaluation task was handed out.
+    pub(super) fn tasks_taken(&self) -> bool {
+        self.shared.tasks.lock().unwrap().is_empty()
+    }
+
+    pub(super) fn release_uploads(&self) {
+        self.shared.release_uploads.notify_one();
+    }
+
+    /// The coordinator's process ends: every connection breaks.
+    pub(super) fn vanish(self) {
+        self.server.abort();
+        self.shared.session.close();
+    }
+}
+
+#[derive(Clone)]
+struct Services(Arc<Shared>);
+
+#[tonic::async_trait]
+impl membership_server::Membership for Services {
+    type SessionStream = Stream<CoordinatorMessage>;
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        *self.0.ring_address.lock().unwrap() = request.into_inner().ring_address;
+        match self.0.refusal.lock().unwrap().take() {
+            Some(refusal) => Err(refusal.into()),
+            None => Ok(Response::new(JoinResponse { worker_id: 7, run: Some(run()) })),
+        }
+    }
+
+    async fn session(
+        &self,
+        request: Request<Streaming<WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (mut inbound, shared) = (request.into_inner(), Arc::clone(&self.0));
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = inbound.message().await {
+                let _ = shared.heard.send(message);
+            }
+            // The worker said its last word: so does the coordinator.
+            shared.session.close();
+        });
+        Ok(Response::new(self.0.session.stream()))
+    }
+}
+
+#[tonic::async_trait]
+impl data_server::Data for Services {
+    type StreamShardsStream = Stream<StepShard>;
+
+    async fn stream_shards(&self, _: Request<ShardRequest>) -> Result<Response<Self::StreamShardsStream>, Status> {
+        Ok(Response::new(self.0.shards.lock().unwrap().as_ref().unwrap().stream()))
+    }
+}
+
+#[tonic::async_trait]
+impl checkpoint_server::Checkpoint for Services {
+    type DownloadStream = Stream<DownloadResponse>;
+
+    async fn upload(&self, request: Request<Streaming<UploadRequest>>) -> Result<Response<UploadResponse>, Status> {
+        let mut stream = request.into_inner();
+        let Some(upload_request::Message::Header(header)) = stream.message().await?.unwrap().message else {
+            return Err(Status::invalid_argument("no header"));
+        };
+        let mut bytes = Vec::new();
+        while let Some(UploadRequest { message: Some(upload_request::Message::Chunk(chunk)) }) =
+            stream.message().await?
+        {
+            bytes.extend_from_slice(&chunk);
+        }
+        if self.0.hold_uploads {
+            self.0.release_uploads.notified().await;
+        }
+        let _ = self.0.uploads.send((header, bytes));
+        Ok(Response::new(UploadResponse {}))
+    }
+
+    async fn download(&self, _: Request<DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
+        let pipe = Pipe::new();
+        self.0.download.lock().unwrap().iter().for_each(|response| pipe.send(Ok(response.clone())));
+        pipe.close();
+        Ok(Response::new(pipe.stream()))
+    }
+}
+
+#[tonic::async_trait]
+impl evaluation_server::Evaluation for Services {
+    async fn next_task(&self, _: Request<NextTaskRequest>) -> Result<Response<NextTaskResponse>, Status> {
+        let task = self.0.tasks.lock().unwrap().pop_front();
+        Ok(Response::new(NextTaskResponse { done: task.is_none(), task_id: 3, task }))
+    }
+
+    async fn report_task(&self, request: Request<TaskResult>) -> Result<Response<ReportTaskResponse>, Status> {
+        let _ = self.0.results.send(request.into_inner());
+        Ok(Response::new(ReportTaskResponse {}))
+    }
+}
+
+fn run() -> RunSpec {
+    RunSpec {
+        run_id: "run".into(),
+        run_name: "run".into(),
+        base_model: Some(BaseModel::default()),
+        timeouts: Some(Timeouts { heartbeat_interval_ms: 10, collective_ms: 60_000, ..Timeouts::default() }),
+        ..RunSpec::default()
+    }
+}
+
+/// A failure as the loader would report it.
+pub(super) fn wrong_model() -> WorkerError {
+    Failure::new(ErrorCode::ModelMismatch, "the base model has another sha256").into()
+}
+
+/// Never asked to stop.
+pub(super) fn never() -> impl Future<Output = &'static str> + Send + 'static {
+    std::future::pending()
+}

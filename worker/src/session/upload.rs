@@ -1,0 +1,35 @@
+//! Snapshots travel to the coordinator while training goes on.
+
+use super::compute::Snapshot;
+use super::connect::Coordinator;
+use super::transfer::disassemble;
+use ballast_proto::v1::{UploadRequest, upload_request::Message};
+use ballast_proto::{ErrorCode, Failure};
+use tokio::sync::mpsc;
+
+/// Uploads snapshots in order until there are no more. One of a generation that is over is of no use to anyone.
+pub(super) async fn upload_all(
+    coordinator: Coordinator,
+    worker_id: u64,
+    mut snapshots: mpsc::Receiver<Snapshot>,
+) -> Result<(), Failure> {
+    while let Some(snapshot) = snapshots.recv().await {
+        let (generation, step) = (snapshot.generation, snapshot.state.step);
+        match upload(&coordinator, worker_id, snapshot).await {
+            Ok(()) => tracing::debug!(%generation, step, "state uploaded"),
+            Err(failure) if failure.code == ErrorCode::StaleGeneration => {
+                tracing::info!(%generation, step, %failure, "state not wanted any more");
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(())
+}
+
+async fn upload(coordinator: &Coordinator, worker_id: u64, snapshot: Snapshot) -> Result<(), Failure> {
+    let (header, pieces) = disassemble(worker_id, snapshot.generation, snapshot.state);
+    let messages = std::iter::once(Message::Header(header)).chain(pieces.map(Message::Chunk));
+    let requests = messages.map(|message| UploadRequest { message: Some(message) });
+    coordinator.checkpoint().upload(futures::stream::iter(requests)).await?;
+    Ok(())
+}
