@@ -41,6 +41,25 @@ impl Resolved {
     }
 }
 
+impl Resolved {
+    /// A coordinator that workers are told of by address needs a port that is known beforehand.
+    ///
+    /// # Errors
+    /// A bad value of `cluster.bind`, when its port is 0.
+    pub fn require_port(&self) -> Result<(), ConfigError> {
+        if kind::parse_address(&self.run.cluster.bind).is_none_or(|address| address.port() != 0) {
+            return Ok(());
+        }
+        Err(ConfigError::BadValue {
+            key: "cluster.bind".into(),
+            value: value_of(&self.run, "cluster.bind"),
+            origin: self.origin("cluster.bind").clone(),
+            problem: "leaves the port open, and workers could not be told where to go".into(),
+            allowed: "an address with a port that is not 0 (only `ballast train` takes a free one)".into(),
+        })
+    }
+}
+
 /// Two keys that contradict each other.
 struct Broken {
     key: &'static str,

@@ -1,0 +1,173 @@
+//! The command line.
+
+use ballast_proto::ErrorCode;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Fine-tunes language models with LoRA across machines, and keeps them safe while doing it.
+#[derive(Debug, Parser)]
+#[command(name = "ballast", version, propagate_version = true, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// How progress, log lines and errors are written to standard error.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub(crate) log: LogFormat,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// For people or for programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A progress bar on a terminal, lines otherwise.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a run on this machine: a coordinator and its local workers.
+    Train(TrainArgs),
+    /// Coordinate a run whose workers are started elsewhere.
+    Coordinator(TrainArgs),
+    /// Work for a coordinator.
+    Worker(WorkerArgs),
+    /// Prepare the data of a run and look at it; nothing is trained.
+    Prepare(PrepareArgs),
+    /// Look at the configuration of a run.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Set finished runs side by side.
+    Compare(CompareArgs),
+    /// Explain an error code; without one, list all.
+    Explain(ExplainArgs),
+}
+
+/// A run file and what is changed of it.
+#[derive(Debug, Args)]
+pub(crate) struct RunFileArgs {
+    /// The run file (TOML).
+    #[arg(value_name = "RUNFILE")]
+    pub(crate) run_file: PathBuf,
+    /// Change a key of the run file; may be given many times. Lists are written a,b.
+    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = parse_set)]
+    pub(crate) set: Vec<(String, String)>,
+}
+
+/// `ballast train` and `ballast coordinator`.
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    #[command(flatten)]
+    pub(crate) file: RunFileArgs,
+    /// Let the coordinator listen beyond loopback, though there is no TLS yet (as cluster.insecure = true).
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// `ballast worker`.
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    /// URL of the coordinator.
+    #[arg(long, value_name = "URL", env = "BALLAST_COORDINATOR")]
+    pub(crate) coordinator: String,
+    /// Name of this worker for people; host and process id when not given.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where this machine has the base model (directory, GGUF file, hf:org/name), when not where the run says.
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Address on which other workers are listened to; port 0 takes a free one.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:0")]
+    pub(crate) ring_bind: String,
+    /// Address under which other workers reach this one; as bound when not given.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) ring_advertise: Option<String>,
+    /// Compute threads, when not as many as the run says; 0 for all cores.
+    #[arg(long)]
+    pub(crate) threads: Option<usize>,
+    /// How long the coordinator may be unreachable at the start, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
+    pub(crate) connect_timeout: Duration,
+    /// Listen to other workers beyond loopback, though there is no TLS yet.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// `ballast prepare`.
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    #[command(flatten)]
+    pub(crate) file: RunFileArgs,
+    /// Directory for the prepared rows and their manifest; `prepared` in the run directory when not given.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Samples to show.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) show: usize,
+}
+
+/// `ballast config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the run file as it is in effect, with the origin of every value.
+    Show(TrainArgs),
+}
+
+/// `ballast compare`.
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    /// Run directories (or their report.json).
+    #[arg(value_name = "RUN", required = true, num_args = 2..)]
+    pub(crate) runs: Vec<PathBuf>,
+    /// Print JSON in place of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `ballast explain`.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// An error code, such as B1002.
+    #[arg(value_parser = parse_code)]
+    pub(crate) code: Option<ErrorCode>,
+}
+
+/// The command line of this process, or what clap has to say about it (which may be the help that was asked for).
+pub(crate) fn parse() -> Result<Cli, clap::Error> {
+    Cli::try_parse()
+}
+
+fn parse_set(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write section.key=value")?;
+    Ok((key.trim().to_owned(), value.to_owned()))
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    text.parse().map(Duration::from_secs).map_err(|_| "write a number of whole seconds".to_owned())
+}
+
+fn parse_code(text: &str) -> Result<ErrorCode, String> {
+    let unknown = |()| "there is no such code; `ballast explain` lists all of them".to_owned();
+    text.to_ascii_uppercase().parse().map_err(unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn settings_are_cut_at_the_first_equals_sign() {
+        assert_eq!(parse_set("data.system=a=b").unwrap(), ("data.system".into(), "a=b".into()));
+        assert_eq!(parse_set("data.system=").unwrap(), ("data.system".into(), String::new()));
+        assert!(parse_set("data.system").is_err());
+    }
+}

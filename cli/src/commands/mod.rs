@@ -1,0 +1,25 @@
+//! One module a command.
+
+mod compare;
+mod config;
+mod coordinator;
+mod explain;
+mod prepare;
+mod train;
+mod worker;
+
+use crate::args::Command;
+use crate::screen::Screen;
+
+/// Carries out a command; returns the exit code of the process.
+pub(crate) fn run(command: Command, screen: &Screen) -> anyhow::Result<u8> {
+    match command {
+        Command::Train(args) => train::run(&args, screen),
+        Command::Coordinator(args) => coordinator::run(&args, screen),
+        Command::Worker(args) => worker::run(args),
+        Command::Prepare(args) => prepare::run(&args, screen),
+        Command::Config(command) => config::run(&command),
+        Command::Compare(args) => compare::run(&args),
+        Command::Explain(args) => explain::run(&args),
+    }
+}

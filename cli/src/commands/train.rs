@@ -1,0 +1,27 @@
+//! `ballast train`: a coordinator and its local workers on this machine.
+
+use crate::args::TrainArgs;
+use crate::progress::Presenter;
+use crate::screen::Screen;
+use crate::supervise::LocalWorkers;
+use crate::{setup, summary, watch};
+use ballast_coordinator::server::{Coordinator, Started};
+
+pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
+    let resolved = setup::resolve(&args.file, args.insecure)?;
+    let run = resolved.run.clone();
+    screen.note(&format!("run {} in {}", run.run.name, run.run.dir.display()));
+    let options = setup::start_options(resolved, true, screen)?;
+    let outcome = setup::runtime()?.block_on(async {
+        let coordinator = match Coordinator::start(options).await? {
+            Started::Running(coordinator) => coordinator,
+            Started::Finished(outcome) => return Ok(outcome),
+        };
+        let logs = run.run.dir.join("logs");
+        let (count, threads) = (run.cluster.workers as usize, run.cluster.threads as usize);
+        let workers = LocalWorkers::spawn(count, threads, coordinator.local_addr(), &logs)?;
+        watch::follow(coordinator, workers, Presenter::new(screen.clone(), run.observe.log_every)).await
+    })?;
+    summary::tell(&outcome, screen)?;
+    Ok(watch::tell(&outcome, screen))
+}

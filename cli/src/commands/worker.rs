@@ -1,0 +1,19 @@
+//! `ballast worker`
+
+use crate::args::WorkerArgs;
+use crate::failure::coded;
+use ballast_worker::WorkerOptions;
+
+pub(super) fn run(args: WorkerArgs) -> anyhow::Result<u8> {
+    let options = WorkerOptions {
+        coordinator: args.coordinator,
+        name: args.name,
+        ring_bind: args.ring_bind,
+        ring_advertise: args.ring_advertise,
+        model: args.model,
+        threads: args.threads,
+        insecure: args.insecure,
+        connect_timeout: args.connect_timeout,
+    };
+    ballast_worker::run(options).map_err(coded)
+}

@@ -1,0 +1,207 @@
+//! Local worker processes: started, watched, and never left behind.
+
+use ballast_proto::{ErrorCode, Failure, exit};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::task::JoinSet;
+
+/// Lines of a dead worker's log that are shown.
+const TAIL_LINES: usize = 8;
+/// Bytes of the log that they are looked for in.
+const TAIL_BYTES: u64 = 16 << 10;
+
+/// The worker processes of `ballast train`. Dropping it kills whatever still runs.
+#[derive(Debug)]
+pub(crate) struct LocalWorkers {
+    running: JoinSet<Ended>,
+}
+
+/// A worker process that has ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    number: usize,
+    status: io::Result<ExitStatus>,
+    log: PathBuf,
+    /// Length of the log when the process was started.
+    log_start: u64,
+}
+
+impl LocalWorkers {
+    /// No workers: they are started elsewhere.
+    pub(crate) fn none() -> Self {
+        Self { running: JoinSet::new() }
+    }
+
+    /// Starts `count` workers of the coordinator at `address`, logging into `logs`. With `threads` 0 they share the
+    /// cores of this machine.
+    pub(crate) fn spawn(count: usize, threads: usize, address: SocketAddr, logs: &Path) -> Result<Self, Failure> {
+        let failed = |what: &Path, error: io::Error| {
+            Failure::new(ErrorCode::StorageFailed, format!("{}: {error}", what.display()))
+        };
+        let binary = std::env::current_exe()
+            .map_err(|e| Failure::new(ErrorCode::Internal, format!("the path of this binary is not known: {e}")))?;
+        std::fs::create_dir_all(logs).map_err(|e| failed(logs, e))?;
+        let mut running = JoinSet::new();
+        for number in 0..count {
+            let path = logs.join(format!("worker-{number}.log"));
+            let log = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| failed(&path, e))?;
+            let log_start = log.metadata().map_err(|e| failed(&path, e))?.len();
+            let mut command = Command::new(&binary);
+            command.arg("worker").arg("--coordinator").arg(format!("http://{}", reachable(address)));
+            command.arg("--name").arg(format!("local-{number}"));
+            if threads == 0 {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                command.arg("--threads").arg(share(cores, count, number).to_string());
+            }
+            if std::env::var_os("BALLAST_LOG").is_none() {
+                command.env("BALLAST_LOG", "info");
+            }
+            // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
+            command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
+            command.stdout(log.try_clone().map_err(|e| failed(&path, e))?).stderr(log);
+            let mut child = command.spawn().map_err(|e| failed(&binary, e))?;
+            running.spawn(async move { Ended { number, status: child.wait().await, log: path, log_start } });
+        }
+        Ok(Self { running })
+    }
+
+    /// The next worker that ends; never, when none runs.
+    pub(crate) async fn next_ended(&mut self) -> Ended {
+        loop {
+            match self.running.join_next().await {
+                Some(Ok(ended)) => return ended,
+                // Aborted by `kill`.
+                Some(Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Waits until all have ended, at most this long, and then kills the rest.
+    pub(crate) async fn dismiss(&mut self, patience: Duration) -> Vec<Ended> {
+        let mut all = Vec::new();
+        let gather = async {
+            while let Some(ended) = self.running.join_next().await {
+                all.extend(ended.ok());
+            }
+        };
+        if tokio::time::timeout(patience, gather).await.is_err() {
+            tracing::warn!("workers still ran at the end and are killed");
+        }
+        self.kill().await;
+        all
+    }
+
+    /// Kills all.
+    pub(crate) async fn kill(&mut self) {
+        self.running.shutdown().await;
+    }
+}
+
+impl Ended {
+    /// Why this worker ended, if not in peace: in its own words if it left some.
+    pub(crate) fn failure(&self) -> Option<Failure> {
+        let how = match &self.status {
+            Ok(status) if status.success() || status.code() == Some(exit::RETRY.into()) => return None,
+            Ok(status) => match (status.code(), status.signal()) {
+                (Some(code), _) => format!("ended with exit code {code}"),
+                (None, Some(signal)) => format!("was ended by signal {signal}"),
+                (None, None) => "ended".to_owned(),
+            },
+            Err(error) => format!("cannot be watched ({error})"),
+        };
+        let tail = tail(&self.log, self.log_start).unwrap_or_default();
+        let own = tail.iter().rev().find_map(|line| own_words(line));
+        let (code, message) = own.unwrap_or((ErrorCode::WorkerLost, how));
+        let mut message = format!("local worker {}: {message}; the end of {}:", self.number, self.log.display());
+        for line in tail.iter().skip(tail.len().saturating_sub(TAIL_LINES)) {
+            message = format!("{message}\n    | {line}");
+        }
+        Some(Failure::new(code, message))
+    }
+}
+
+/// Code and message of a line that a dying `ballast` wrote.
+fn own_words(line: &str) -> Option<(ErrorCode, String)> {
+    let (code, message) = line.strip_prefix("error[")?.split_once("]: ")?;
+    Some((code.parse().ok()?, message.to_owned()))
+}
+
+/// The last lines of a file, from `start` on.
+fn tail(path: &Path, start: u64) -> io::Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(start.max(length.saturating_sub(TAIL_BYTES))))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines: VecDeque<_> = text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect();
+    if start < length.saturating_sub(TAIL_BYTES) {
+        // The first one is cut.
+        lines.pop_front();
+    }
+    Ok(lines.into())
+}
+
+/// Threads of worker `number` out of `count` on `cores` cores: all cores, as evenly as can be, at least one each.
+fn share(cores: usize, count: usize, number: usize) -> usize {
+    (cores / count + usize::from(number < cores % count)).max(1)
+}
+
+/// Where this machine reaches a coordinator that listens on `address`.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_are_shared_out() {
+        let shares = |cores, count| (0..count).map(|n| share(cores, count, n)).collect::<Vec<_>>();
+        assert_eq!(shares(2, 2), [1, 1]);
+        assert_eq!(shares(8, 3), [3, 3, 2]);
+        assert_eq!(shares(2, 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn a_wildcard_address_is_reached_by_loopback() {
+        assert_eq!(reachable("0.0.0.0:70".parse().unwrap()).to_string(), "127.0.0.1:70");
+        assert_eq!(reachable("[::]:70".parse().unwrap()).to_string(), "[::1]:70");
+        assert_eq!(reachable("10.0.0.1:70".parse().unwrap()).to_string(), "10.0.0.1:70");
+    }
+
+    #[test]
+    fn a_dead_worker_is_told_in_its_own_words() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("worker-1.log");
+        let earlier = "error[B3001]: of an earlier run\n";
+        let text = "loading\nerror[B6003]: out of memory\n  help: ballast explain B6003\n";
+        std::fs::write(&log, format!("{earlier}{text}")).unwrap();
+        let ended = |status, log_start| Ended { number: 1, status: Ok(status), log: log.clone(), log_start };
+        let failure = ended(ExitStatus::from_raw(1 << 8), earlier.len() as u64).failure().unwrap();
+        assert_eq!(failure.code, ErrorCode::OutOfMemory);
+        assert!(failure.message.starts_with("local worker 1: out of memory; the end of "), "{failure}");
+        assert!(failure.message.contains("\n    | loading\n") && !failure.message.contains("earlier"), "{failure}");
+
+        let killed = ended(ExitStatus::from_raw(9), (earlier.len() + text.len()) as u64).failure().unwrap();
+        assert_eq!(killed.code, ErrorCode::WorkerLost);
+        assert!(killed.message.contains("was ended by signal 9"), "{killed}");
+        assert!(ended(ExitStatus::from_raw(0), 0).failure().is_none());
+        assert!(ended(ExitStatus::from_raw(75 << 8), 0).failure().is_none());
+    }
+}

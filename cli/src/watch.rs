@@ -1,0 +1,107 @@
+//! Following a run to its end: its events, its local workers, and the signals of this process.
+
+use crate::failure;
+use crate::progress::Presenter;
+use crate::screen::Screen;
+use crate::supervise::{Ended, LocalWorkers};
+use ballast_coordinator::server::{Coordinator, RunOutcome};
+use ballast_proto::{ErrorCode, Failure};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::broadcast::error::RecvError;
+
+/// Time that local workers have to leave after the end of the run.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Follows a run. The first SIGINT or SIGTERM asks for a stop after a checkpoint, the second stops at once.
+pub(crate) async fn follow(
+    mut coordinator: Coordinator,
+    mut workers: LocalWorkers,
+    mut presenter: Presenter,
+) -> Result<RunOutcome, Failure> {
+    let mut signals = Signals::new()?;
+    let mut events = coordinator.events();
+    let (progress, stopper) = (coordinator.progress(), coordinator.stopper());
+    let outcome = coordinator.wait();
+    tokio::pin!(outcome);
+    let (mut listening, mut asked) = (true, false);
+    let mut dead = Vec::new();
+    let mut outcome = loop {
+        tokio::select! {
+            event = events.recv(), if listening => match event {
+                Ok(event) => presenter.show(&event, &progress.borrow()),
+                Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were not shown"),
+                Err(RecvError::Closed) => listening = false,
+            },
+            ended = workers.next_ended() => {
+                if let Some(failure) = ended.failure() {
+                    stopper.fail(failure).await;
+                }
+                dead.push(ended);
+            }
+            name = signals.next() => {
+                if asked {
+                    workers.kill().await;
+                }
+                asked = true;
+                stopper.request_stop(name).await;
+            }
+            outcome = &mut outcome => break outcome,
+        }
+    };
+    while let Ok(event) = events.try_recv() {
+        presenter.show(&event, &progress.borrow());
+    }
+    presenter.finish();
+    dead.extend(workers.dismiss(PATIENCE).await);
+    outcome.failure = outcome.failure.map(|failure| nearer_cause(failure, &dead));
+    Ok(outcome)
+}
+
+/// Tells a failed or stopped run; the exit code of the process.
+pub(crate) fn tell(outcome: &RunOutcome, screen: &Screen) -> u8 {
+    if let Some(failure) = &outcome.failure {
+        failure::tell(failure, screen);
+    }
+    outcome.failure.as_ref().map_or(outcome.exit_code, |failure| failure.code.exit_code())
+}
+
+/// What the coordinator sees of a worker's death is an echo; the worker's own last words are the cause.
+fn nearer_cause(failure: Failure, dead: &[Ended]) -> Failure {
+    let echoes = [
+        ErrorCode::WorkerLost,
+        ErrorCode::LeaseExpired,
+        ErrorCode::CollectiveFailed,
+        ErrorCode::BadFrame,
+        ErrorCode::StaleGeneration,
+    ];
+    if !echoes.contains(&failure.code) {
+        return failure;
+    }
+    dead.iter().find_map(Ended::failure).unwrap_or(failure)
+}
+
+/// The signals that ask a run to stop.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let listen = |kind, name: &str| {
+            signal(kind).map_err(|e| Failure::new(ErrorCode::Internal, format!("{name} cannot be caught: {e}")))
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt(), "SIGINT")?,
+            terminate: listen(SignalKind::terminate(), "SIGTERM")?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
