@@ -45,7 +45,7 @@ parity:
 bench:
 	$(CARGO) build --release --locked -p ballast-cli -p ballast-e2e
 	scripts/fetch-demo-model.sh
-	bench/run.py --ballast $(BALLAST) --peft-python $(PEFT)
+	bench/run.py --ballast $(BALLAST) --tools $(TARGET_DIR)/release --peft-python $(PEFT)
 
 adapter-check:
 	$(CARGO) build --release --locked -p ballast-e2e

@@ -21,6 +21,7 @@ import threading
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN_FILE = ROOT / "bench/throughput.toml"
+PREPARE_FILE = ROOT / "bench/prepare.toml"
 MODEL = ROOT / "examples/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 ALL_ROWS = ROOT / "bench/data/gsm8k-train.jsonl.gz"
 THREADS = 2
@@ -127,14 +128,20 @@ def training(arguments):
 
 def preparing(arguments):
     """All rows of GSM8K: beside tokenizers' batch encoding, and beside the LookAhead authors' data step."""
-    best = None
+    def figures(*command):
+        environment = {**os.environ, "RAYON_NUM_THREADS": str(THREADS)}
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout)
+
+    ours, theirs = [], []
     for _ in range(arguments.rounds):
-        lines = subprocess.run([arguments.tools / "examples/prepare_bench", MODEL, ALL_ROWS], check=True, capture_output=True,
-                               text=True, env={**os.environ, "RAYON_NUM_THREADS": str(THREADS)}).stdout.splitlines()
-        for line in lines:
-            print(line, flush=True)
-        best = json.loads(lines[-1])
-    return best
+        ours.append(figures(arguments.tools / "prepare_bench", PREPARE_FILE))
+        if arguments.peft_python:
+            theirs.append(figures(arguments.peft_python, ROOT / "bench/lookahead_script.py", "--model", MODEL, ALL_ROWS))
+    per_second = lambda rounds, key: round(statistics.median(r["rows"] / r[key] for r in rounds)) if rounds else None
+    prepared = per_second(ours, "ballast_seconds")
+    what = f"preparing {ours[0]['rows']} GSM8K rows, rows/s, {THREADS} threads"
+    report(f"{what} (peer: tokenizers' batch encoding of the same texts)", prepared, per_second(ours, "tokenizers_seconds"))
+    report(f"{what} (peer: the LookAhead authors' data step, which stops at text)", prepared, per_second(theirs, "seconds"))
 
 
 def usable(python):
@@ -148,7 +155,7 @@ def usable(python):
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--ballast", type=pathlib.Path, required=True)
-    arguments.add_argument("--tools", type=pathlib.Path, required=True, help="directory of dump_samples and examples/")
+    arguments.add_argument("--tools", type=pathlib.Path, required=True, help="directory of dump_samples and prepare_bench")
     arguments.add_argument("--peft-python", type=usable, required=True)
     arguments.add_argument("--rounds", type=int, default=3)
     arguments = arguments.parse_args()
