@@ -76,7 +76,8 @@ fn refuses_names_that_lead_elsewhere(store: &impl Store) -> Result<(), String> {
 
 fn lets_exactly_one_create(store: &impl Store) -> Result<(), String> {
     let winners = thread::scope(|scope| {
-        let contenders: Vec<_> = (0..8u8).map(|n| scope.spawn(move || store.create("contended", &[n]).is_ok())).collect();
+        let contenders: Vec<_> =
+            (0..8u8).map(|n| scope.spawn(move || store.create("contended", &[n]).is_ok())).collect();
         contenders.into_iter().filter_map(|c| c.join().ok()).filter(|won| *won).count()
     });
     ensure(winners == 1, "not exactly one of eight creators succeeded")?;

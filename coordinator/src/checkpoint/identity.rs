@@ -149,7 +149,10 @@ pub fn admit(store: &dyn Store, run: &RunRecord, resume: Resume) -> Result<Optio
         ));
     }
     if there.name != run.name {
-        return in_use(format!("the run directory holds run {:?}, this is {:?}: choose another run.dir", there.name, run.name));
+        return in_use(format!(
+            "the run directory holds run {:?}, this is {:?}: choose another run.dir",
+            there.name, run.name
+        ));
     }
     if there.format != RunRecord::FORMAT {
         return mismatch(format!("{RUN_FILE} has format {}, known is {}", there.format, RunRecord::FORMAT));

@@ -167,7 +167,8 @@ mod tests {
         store.create("a/b/c", b"1").unwrap();
         assert!(matches!(store.create("a/b/c", b"2"), Err(StoreError::Exists(_))));
         store.put("a/b/c", b"3").unwrap();
-        let names: Vec<_> = fs::read_dir(directory.path().join("a/b")).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            fs::read_dir(directory.path().join("a/b")).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(names, ["c"]);
         store.delete("a/b/c").unwrap();
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);

@@ -34,4 +34,6 @@ pub use store::{Store, StoreError};
 pub use tensors::{AdapterShapes, validate_adapter, validate_optimizer};
 
 #[cfg(test)]
-pub(crate) use tensors::tests::{adapter as test_adapter, architecture as test_architecture, optimizer as test_optimizer};
+pub(crate) use tensors::tests::{
+    adapter as test_adapter, architecture as test_architecture, optimizer as test_optimizer,
+};

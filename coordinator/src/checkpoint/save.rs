@@ -182,16 +182,19 @@ pub fn load(store: &dyn Store, directory: &str, shapes: &AdapterShapes) -> Resul
     Ok(Checkpoint { directory: directory.to_owned(), state, adapter, optimizer })
 }
 
-/// Keeps the newest `keep` checkpoints (at least one) and removes the others, and what was never completed before them.
+/// Keeps the checkpoint just saved in `saved` and the `keep - 1` before it; removes the others, and what was never
+/// completed. Newer ones than `saved` were passed over when the run went back, and the ledger has voided their steps.
 ///
 /// # Errors
 /// When the store fails; what is left is then still a set of complete checkpoints.
-pub fn retain(store: &dyn Store, keep: u32) -> Result<(), StoreError> {
+pub fn retain(store: &dyn Store, keep: u32, saved: &str) -> Result<(), StoreError> {
+    let saved = saved.rsplit('/').next().and_then(parse_directory);
     let mut kept = 0;
-    for (_, mut files) in directories(store)? {
-        if is_complete(&files) && kept < keep.max(1) {
+    for (key, mut files) in directories(store)? {
+        let superseded = Some(key) > saved;
+        if !superseded && is_complete(&files) && kept < keep.max(1) {
             kept += 1;
-        } else if kept > 0 {
+        } else {
             // The manifest goes first: from then on it is no checkpoint.
             files.sort_unstable_by_key(|name| !name.ends_with(MANIFEST));
             files.iter().try_for_each(|name| store.delete(name))?;
@@ -248,8 +251,13 @@ mod tests {
         assert_eq!(put(&store, 120, 3), "checkpoints/step-00000120.g3");
         let files = store.list("checkpoints/step-00000120.g3").unwrap();
         let names: Vec<_> = files.iter().filter_map(|f| f.rsplit('/').next()).collect();
-        let expected =
-            ["adapter_config.json", "adapter_model.safetensors", "manifest.json", "optimizer.safetensors", "state.json"];
+        let expected = [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "manifest.json",
+            "optimizer.safetensors",
+            "state.json",
+        ];
         assert_eq!(names, expected);
         assert_eq!(store.get("latest").unwrap(), &b"checkpoints/step-00000120.g3\n"[..]);
     }
@@ -313,17 +321,29 @@ mod tests {
         assert_eq!(warnings, ["passed over checkpoints/step-00000020.g1: not in the ledger"]);
     }
 
+    fn steps_left(store: &dyn Store) -> Vec<u64> {
+        directories(store).unwrap().into_iter().map(|(key, _)| key.0).collect()
+    }
+
     #[test]
     fn retention_keeps_the_newest() {
         let store = MemoryStore::default();
-        for step in [10, 20, 30, 40] {
-            put(&store, step, 1);
-        }
+        let saved = [10, 20, 30, 40].map(|step| put(&store, step, 1));
         store.delete("checkpoints/step-00000020.g1/manifest.json").unwrap();
-        retain(&store, 2).unwrap();
-        let left: Vec<_> = directories(&store).unwrap().into_iter().map(|(key, _)| key.0).collect();
-        assert_eq!(left, [40, 30]);
-        retain(&store, 0).unwrap();
-        assert_eq!(directories(&store).unwrap().len(), 1);
+        retain(&store, 2, &saved[3]).unwrap();
+        assert_eq!(steps_left(&store), [40, 30]);
+        retain(&store, 0, &saved[3]).unwrap();
+        assert_eq!(steps_left(&store), [40]);
+    }
+
+    #[test]
+    fn a_newer_checkpoint_that_was_passed_over_does_not_displace_the_one_just_saved() {
+        let store = MemoryStore::default();
+        put(&store, 10, 1);
+        store.put("checkpoints/step-00000010.g1/state.json", b"{").unwrap();
+        put(&store, 4, 1);
+        let saved = put(&store, 6, 2);
+        retain(&store, 1, &saved).unwrap();
+        assert_eq!(steps_left(&store), [6]);
     }
 }

@@ -68,7 +68,11 @@ pub fn validate_optimizer(file: &str, bytes: &[u8], expected: &AdapterShapes, st
 
 fn expect_count(file: &str, tensors: &SafeTensors<'_>, expected: usize) -> Result<(), Failure> {
     let found = tensors.len();
-    if found == expected { Ok(()) } else { Err(malformed(file, format!("it has {found} tensors, expected {expected}"))) }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(malformed(file, format!("it has {found} tensors, expected {expected}")))
+    }
 }
 
 fn expect_vectors(file: &str, tensors: &SafeTensors<'_>, prefix: &str, shapes: &AdapterShapes) -> Result<(), Failure> {
@@ -159,9 +163,9 @@ pub(crate) mod tests {
     }
 
     fn write(tensors: Vec<Raw>) -> Vec<u8> {
-        let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-            (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
-        });
+        let views = tensors
+            .iter()
+            .map(|(name, dtype, shape, bytes)| (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));
         safetensors::serialize(views, None).unwrap()
     }
 

@@ -10,7 +10,5 @@ mod task;
 
 pub use queue::{Next, Queue};
 pub use refusal::{loose_refusal, strict_refusal};
-pub use summary::{
-    Answer, Evaluation, FIRST_TOKENS, Heldout, MeanNll, Probes, RefusalRates, Reading, summarize,
-};
+pub use summary::{Answer, Evaluation, FIRST_TOKENS, Heldout, MeanNll, Probes, Reading, RefusalRates, summarize};
 pub use task::{Prompt, Purpose, Task, TaskResult, build};

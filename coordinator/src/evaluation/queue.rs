@@ -70,7 +70,8 @@ impl Queue {
 
     /// Puts the tasks of a lost worker back.
     pub fn requeue(&mut self, worker: WorkerId) {
-        let lost: Vec<u64> = self.handed_out.iter().filter(|(_, holder)| **holder == worker).map(|(id, _)| *id).collect();
+        let lost: Vec<u64> =
+            self.handed_out.iter().filter(|(_, holder)| **holder == worker).map(|(id, _)| *id).collect();
         for id in lost {
             self.handed_out.remove(&id);
             self.pending.insert(id);
@@ -101,7 +102,11 @@ mod tests {
     use ballast_proto::v1::{GenerateResult, GenerateTask, ScoreResult, ScoreTask, Sequence, TokenRange};
 
     fn generate(prompt: u32) -> Task {
-        Task::Generate(Purpose::Probe, String::new(), GenerateTask { prompt_ids: vec![prompt], max_new_tokens: 2, stop_ids: vec![] })
+        Task::Generate(
+            Purpose::Probe,
+            String::new(),
+            GenerateTask { prompt_ids: vec![prompt], max_new_tokens: 2, stop_ids: vec![] },
+        )
     }
 
     fn answer(id: u32) -> WireResult {

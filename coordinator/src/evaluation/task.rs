@@ -105,7 +105,10 @@ impl Task {
             (Self::Generate(_, _, task), WireResult::Generate(answer)) => {
                 let longest = answer.base_ids.len().max(answer.tuned_ids.len());
                 if longest > task.max_new_tokens as usize {
-                    return Err(bad(format!("{longest} generated tokens, at most {} were asked for", task.max_new_tokens)));
+                    return Err(bad(format!(
+                        "{longest} generated tokens, at most {} were asked for",
+                        task.max_new_tokens
+                    )));
                 }
                 Ok(TaskResult::Generate(answer))
             }

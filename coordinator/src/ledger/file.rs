@@ -32,7 +32,9 @@ pub enum LedgerError {
         problem: String,
     },
     /// A redone step led to another state.
-    #[error("redoing step {step} led to state {found}, but it was {recorded} when it was first trained: a machine computes wrongly")]
+    #[error(
+        "redoing step {step} led to state {found}, but it was {recorded} when it was first trained: a machine computes wrongly"
+    )]
     Diverged {
         /// The step.
         step: u64,

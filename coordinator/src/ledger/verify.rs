@@ -39,7 +39,10 @@ pub fn verify(records: &[Record], samples: u64) -> Result<Verified, String> {
                     return Err(format!("step {} follows step {head}", step.step));
                 }
                 if step.generation.0 != epoch {
-                    return Err(format!("step {} is of coordinator epoch {}, not {epoch}", step.step, step.generation.0));
+                    return Err(format!(
+                        "step {} is of coordinator epoch {}, not {epoch}",
+                        step.step, step.generation.0
+                    ));
                 }
                 if lineage.values().next_back().is_some_and(|previous| previous.generation > step.generation) {
                     return Err(format!("step {} is of an older generation than the step before it", step.step));
@@ -64,7 +67,10 @@ fn exactly_once<'a>(steps: impl Iterator<Item = &'a StepRecord>, samples: u64) -
         if step.data_epoch != epoch {
             if step.data_epoch != epoch + 1 || seen.len() as u64 != samples {
                 let have = seen.len();
-                return Err(format!("step {} begins epoch {} after {have} of {samples} samples", step.step, step.data_epoch));
+                return Err(format!(
+                    "step {} begins epoch {} after {have} of {samples} samples",
+                    step.step, step.data_epoch
+                ));
             }
             epoch += 1;
             seen.clear();

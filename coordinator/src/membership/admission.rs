@@ -56,9 +56,10 @@ impl State {
                 format!("display_name must be at most {MAX_NAME} bytes without control characters"),
             );
         }
-        let has_port = request.ring_address.rsplit_once(':').is_some_and(|(host, port)| {
-            !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
-        });
+        let has_port = request
+            .ring_address
+            .rsplit_once(':')
+            .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0));
         if !fits(&request.ring_address) || !has_port {
             return fail(
                 ErrorCode::BadMessage,

@@ -152,5 +152,9 @@ impl State {
 /// The outcome of a requested stop.
 pub(super) fn stopped(reason: &str, step: u64) -> Outcome {
     let message = format!("{reason}: stopped after step {step}; start the run again to resume");
-    Outcome { exit_code: exit::RETRY, reason: message.clone(), failure: Some(Failure::new(ErrorCode::Interrupted, message)) }
+    Outcome {
+        exit_code: exit::RETRY,
+        reason: message.clone(),
+        failure: Some(Failure::new(ErrorCode::Interrupted, message)),
+    }
 }

@@ -70,7 +70,7 @@ pub enum Event {
         /// The step.
         step: u64,
     },
-    /// Every evaluation task has its result, and the report is written.
+    /// Every evaluation task has its result.
     EvaluationFinished,
     /// A person or a supervisor wants the run to stop.
     StopRequested {

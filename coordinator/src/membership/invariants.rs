@@ -22,8 +22,14 @@ pub fn check(state: &State) -> Result<(), String> {
         ensure(active.ranks.is_sorted(), "ranks are not in order of admission")?;
         ensure(active.ranks.len() == state.settings.workers, "a generation of the wrong size")?;
         ensure(active.id.number == state.last_generation, "the active generation is not the newest")?;
-        ensure(active.applied.iter().all(|step| *step <= state.horizon().max(state.recorded)), "a rank beyond the horizon")?;
-        ensure(active.applied.iter().all(|step| *step >= state.recorded), "a recorded step that a rank never reported")?;
+        ensure(
+            active.applied.iter().all(|step| *step <= state.horizon().max(state.recorded)),
+            "a rank beyond the horizon",
+        )?;
+        ensure(
+            active.applied.iter().all(|step| *step >= state.recorded),
+            "a recorded step that a rank never reported",
+        )?;
         ensure(active.reports.keys().all(|step| *step > state.recorded), "a report of a recorded step is kept")?;
     }
     match state.phase {
@@ -68,11 +74,15 @@ impl Trace {
 
     fn effect(&mut self, state: &State, effect: &Effect) -> Result<(), String> {
         match effect {
-            Effect::Persist(_) | Effect::Evaluate | Effect::Admit { .. } if self.finished => Err("work after the end".into()),
+            Effect::Persist(_) | Effect::Evaluate | Effect::Admit { .. } if self.finished => {
+                Err("work after the end".into())
+            }
             Effect::Admit { worker } if !self.known.insert(*worker) => Err("a worker id was given out twice".into()),
             Effect::Dismiss { worker, .. } if !self.known.contains(worker) => Err("a stranger was dismissed".into()),
             Effect::Send { worker, .. } if !self.known.contains(worker) => Err("a message to a stranger".into()),
-            Effect::Send { message: Message::GenerationFormed(formed), .. } => self.formed(formed.generation, formed.rank),
+            Effect::Send { message: Message::GenerationFormed(formed), .. } => {
+                self.formed(formed.generation, formed.rank)
+            }
             Effect::Persist(commit) => {
                 let previous = self.recorded.replace(commit.step).unwrap_or(state.start_step());
                 if commit.step != previous + 1 {

@@ -53,19 +53,29 @@ impl State {
         let over = |since: u64, limit: u64| now.saturating_sub(since) >= limit;
         let fault = |fault, since| Some((fault, since, worker));
         if !member.connected {
-            return if over(member.joined_at, timeouts.lease_ms) { fault(Fault::NeverConnected, member.joined_at) } else { None };
+            return if over(member.joined_at, timeouts.lease_ms) {
+                fault(Fault::NeverConnected, member.joined_at)
+            } else {
+                None
+            };
         }
         if over(member.seen_at, timeouts.lease_ms) {
             return fault(Fault::Silent, member.seen_at);
         }
         if !member.ready {
-            return if over(member.joined_at, timeouts.load_ms) { fault(Fault::NotReady, member.joined_at) } else { None };
+            return if over(member.joined_at, timeouts.load_ms) {
+                fault(Fault::NotReady, member.joined_at)
+            } else {
+                None
+            };
         }
         if !matches!(self.phase, Phase::Training | Phase::Evaluating) {
             return None;
         }
         match member.phase {
-            v1::Phase::Compute | v1::Phase::Apply | v1::Phase::Evaluate if over(member.moved_at, timeouts.progress_ms) => {
+            v1::Phase::Compute | v1::Phase::Apply | v1::Phase::Evaluate
+                if over(member.moved_at, timeouts.progress_ms) =>
+            {
                 fault(Fault::Hung, member.moved_at)
             }
             // Waiting for a slower rank is no fault, so a collective is stuck only when nobody at all moves.
@@ -86,10 +96,16 @@ impl State {
                 format!("{label} was silent for {for_ms} ms (cluster.lease_ms is {})", timeouts.lease_ms)
             }
             Fault::Hung => {
-                format!("the computation of {label} stood still for {for_ms} ms (cluster.progress_ms is {})", timeouts.progress_ms)
+                format!(
+                    "the computation of {label} stood still for {for_ms} ms (cluster.progress_ms is {})",
+                    timeouts.progress_ms
+                )
             }
             Fault::Stuck => {
-                format!("{label} waited {for_ms} ms in a collective in which nobody moved (cluster.progress_ms is {})", timeouts.progress_ms)
+                format!(
+                    "{label} waited {for_ms} ms in a collective in which nobody moved (cluster.progress_ms is {})",
+                    timeouts.progress_ms
+                )
             }
             Fault::NotReady => {
                 format!("{label} was not ready {for_ms} ms after joining (cluster.load_ms is {})", timeouts.load_ms)

@@ -258,7 +258,9 @@ impl State {
 
     /// A worker's name and id, for messages.
     pub(super) fn label(&self, worker: WorkerId) -> String {
-        self.members.get(&worker).map_or_else(|| format!("worker {worker}"), |m| format!("worker {worker} ({})", m.name))
+        self.members
+            .get(&worker)
+            .map_or_else(|| format!("worker {worker}"), |m| format!("worker {worker} ({})", m.name))
     }
 
     pub(super) fn is_over(&self) -> bool {

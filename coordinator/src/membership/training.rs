@@ -32,18 +32,23 @@ impl State {
         };
         let expected = active.applied.get(rank).map_or(0, |step| step + 1);
         if report.step != expected || report.step > horizon {
-            let what = format!("reported step {}, but its next step is {expected} (streamed up to {horizon})", report.step);
+            let what =
+                format!("reported step {}, but its next step is {expected} (streamed up to {horizon})", report.step);
             self.misbehaved(worker, &what, out);
             return;
         }
         if report.state_sha256.len() != 32 || !planned.is_some_and(|plan| plan.agree(&report)) {
-            let what = format!("reported step {} with token counts that are not the plan's, or a malformed hash", expected);
+            let what =
+                format!("reported step {} with token counts that are not the plan's, or a malformed hash", expected);
             self.misbehaved(worker, &what, out);
             return;
         }
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
             let label = self.label(worker);
-            let message = format!("{label} reported loss {} and gradient norm {} at step {expected}", report.loss, report.grad_norm);
+            let message = format!(
+                "{label} reported loss {} and gradient norm {} at step {expected}",
+                report.loss, report.grad_norm
+            );
             self.fail(Failure::new(ErrorCode::NonFinite, message), out);
             return;
         }
@@ -72,8 +77,14 @@ impl State {
                     self.recorded = step;
                 }
                 Err(ranks) => {
-                    let workers: Vec<String> =
-                        ranks.iter().filter_map(|r| active.ranks.get(*r)).copied().collect::<Vec<_>>().iter().map(|w| self.label(*w)).collect();
+                    let workers: Vec<String> = ranks
+                        .iter()
+                        .filter_map(|r| active.ranks.get(*r))
+                        .copied()
+                        .collect::<Vec<_>>()
+                        .iter()
+                        .map(|w| self.label(*w))
+                        .collect();
                     let message = format!(
                         "after step {step} the training state of {} differs from the other ranks': run it again with \
                          one worker less, or check the memory of that machine",
@@ -138,9 +149,8 @@ impl State {
 /// The report that all ranks agree on, or the ranks that stand apart: those outside the largest group of equals (all of
 /// them when no group is larger than every other).
 fn agreement(reports: &BTreeMap<usize, StepReport>) -> Result<&StepReport, Vec<usize>> {
-    let same = |a: &StepReport, b: &StepReport| {
-        a.state_sha256 == b.state_sha256 && a.loss.to_bits() == b.loss.to_bits()
-    };
+    let same =
+        |a: &StepReport, b: &StepReport| a.state_sha256 == b.state_sha256 && a.loss.to_bits() == b.loss.to_bits();
     let group = |report: &StepReport| reports.values().filter(|other| same(report, other)).count();
     let largest = reports.values().map(&group).max().unwrap_or(0);
     let first = reports.values().find(|r| group(r) == largest);
@@ -155,7 +165,11 @@ fn agreement(reports: &BTreeMap<usize, StepReport>) -> Result<&StepReport, Vec<u
     }
 }
 
-fn commit(generation: ballast_proto::v1::Generation, report: &StepReport, reports: &BTreeMap<usize, StepReport>) -> Commit {
+fn commit(
+    generation: ballast_proto::v1::Generation,
+    report: &StepReport,
+    reports: &BTreeMap<usize, StepReport>,
+) -> Commit {
     let longest = |seconds: fn(&StepReport) -> f64| reports.values().map(seconds).fold(0.0, f64::max);
     Commit {
         generation,

@@ -122,7 +122,8 @@ impl Blueprint {
         binary_sha256: String,
     ) -> Result<Self, Failure> {
         let run = resolved.run.clone();
-        let lengths: Vec<u32> = data.samples.iter().map(|s| u32::try_from(s.token_ids.len()).unwrap_or(u32::MAX)).collect();
+        let lengths: Vec<u32> =
+            data.samples.iter().map(|s| u32::try_from(s.token_ids.len()).unwrap_or(u32::MAX)).collect();
         if lengths.is_empty() {
             return Err(Failure::new(ErrorCode::DataEmpty, "no sample is left to train on"));
         }

@@ -155,11 +155,7 @@ impl Control {
                 return Ended { outcome, recorder, queue, display, workers, metrics };
             }
             tokio::select! {
-                command = commands.recv() => match command {
-                    Some(command) => self.handle(command),
-                    // The handle and all services are gone: nobody is left to ask for anything.
-                    None => self.feed(Event::Failed(Failure::new(ErrorCode::Interrupted, "the coordinator was dropped"))),
-                },
+                Some(command) = commands.recv() => self.handle(command),
                 _ = ticks.tick() => self.feed(Event::Tick),
             }
         }

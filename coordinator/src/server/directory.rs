@@ -90,7 +90,8 @@ impl RunDirectory {
 /// Locks the directory against a second live coordinator. The kernel lets go of it when the process ends, however.
 fn lock(path: &Path) -> Result<File, Failure> {
     let name = path.join(LOCK);
-    let failed = |e: std::io::Error| Failure::new(ErrorCode::StorageFailed, format!("cannot lock {}: {e}", name.display()));
+    let failed =
+        |e: std::io::Error| Failure::new(ErrorCode::StorageFailed, format!("cannot lock {}: {e}", name.display()));
     let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),

@@ -4,9 +4,7 @@ use super::{control::Command, link::Link};
 use crate::evaluation::Next;
 use ballast_proto::{
     ErrorCode, Failure,
-    v1::{
-        NextTaskRequest, NextTaskResponse, ReportTaskResponse, TaskResult, evaluation_server::Evaluation,
-    },
+    v1::{NextTaskRequest, NextTaskResponse, ReportTaskResponse, TaskResult, evaluation_server::Evaluation},
 };
 use tonic::{Request, Response, Status};
 
@@ -28,7 +26,8 @@ impl Evaluation for EvaluationService {
 
     async fn report_task(&self, request: Request<TaskResult>) -> Result<Response<ReportTaskResponse>, Status> {
         let TaskResult { worker_id: worker, generation, task_id: task, result } = request.into_inner();
-        let result = result.ok_or_else(|| Failure::new(ErrorCode::BadMessage, "an evaluation result without content"))?;
+        let result =
+            result.ok_or_else(|| Failure::new(ErrorCode::BadMessage, "an evaluation result without content"))?;
         self.link.ask(|reply| Command::Result { worker, generation, task, result, reply }).await??;
         Ok(Response::new(ReportTaskResponse {}))
     }

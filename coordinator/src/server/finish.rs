@@ -84,7 +84,8 @@ impl Conclusion {
             }
             _ => None,
         };
-        let prefix = (blueprint.run.lookahead.mode == LookAheadMode::Virtual).then_some(&*blueprint.run.lookahead.prefix);
+        let prefix =
+            (blueprint.run.lookahead.mode == LookAheadMode::Virtual).then_some(&*blueprint.run.lookahead.prefix);
         let evaluation = (ended.queue.is_done() && ended.queue.progress().1 > 0)
             .then(|| summarize(ended.queue.results(), &Reading { decode: &*blueprint.model.decode, prefix }));
         let report = Report {
@@ -118,7 +119,8 @@ impl Conclusion {
             }),
             warnings: ended.display.warnings(),
         };
-        let mut json = serde_json::to_vec_pretty(&report).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
+        let mut json =
+            serde_json::to_vec_pretty(&report).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
         json.push(b'\n');
         store.put(report::REPORT, &json)?;
         Ok(RunOutcome {

@@ -24,7 +24,11 @@ impl Link {
     }
 
     /// A worker's place in the generation that its message names.
-    pub(super) async fn seat(&self, worker: u64, generation: Option<Generation>) -> Result<(Generation, Seat), Failure> {
+    pub(super) async fn seat(
+        &self,
+        worker: u64,
+        generation: Option<Generation>,
+    ) -> Result<(Generation, Seat), Failure> {
         let seat = self.ask(|reply| Command::Seat { worker, generation, reply }).await??;
         // A seat exists only in a generation that was named.
         generation.map(|g| (g, seat)).ok_or_else(|| Failure::new(ErrorCode::StaleGeneration, "no generation was named"))

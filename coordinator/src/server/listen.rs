@@ -13,7 +13,9 @@ pub(super) async fn listen(bind: &str, insecure: bool) -> Result<TcpListener, Fa
     if !insecure && let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback()) {
         return Err(Failure::new(
             ErrorCode::InsecureBind,
-            format!("cluster.bind = {bind:?} means {open}, which other machines reach: add --insecure if they are trusted"),
+            format!(
+                "cluster.bind = {bind:?} means {open}, which other machines reach: add --insecure if they are trusted"
+            ),
         ));
     }
     TcpListener::bind(addresses.as_slice()).await.map_err(failed)

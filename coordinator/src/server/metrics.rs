@@ -55,8 +55,11 @@ impl MetricsFile {
             Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
             Err(e) => return Err(failed(e)),
         };
-        let kept: Vec<StepMetrics> =
-            text.lines().filter_map(|line| serde_json::from_str(line).ok()).filter(|m: &StepMetrics| m.step <= from).collect();
+        let kept: Vec<StepMetrics> = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .filter(|m: &StepMetrics| m.step <= from)
+            .collect();
         let lines: String = kept.iter().map(line).collect();
         if lines != text {
             let temporary = directory.join(".steps.jsonl.tmp");

@@ -313,13 +313,7 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
     Ok(Opened::Taken { directory: Box::new(directory), epoch })
 }
 
-fn settings(
-    blueprint: &Blueprint,
-    directory: &RunDirectory,
-    epoch: u64,
-    supervised: bool,
-    evaluate: bool,
-) -> Settings {
+fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, supervised: bool, evaluate: bool) -> Settings {
     Settings {
         epoch,
         last_generation: directory.ledger.last_generation(),

@@ -1,6 +1,9 @@
 //! The thread that makes steps durable: ledger first, then metrics. It blocks on the disk so that the event loop does not.
 
-use super::{control::Command, metrics::{MetricsFile, StepMetrics}};
+use super::{
+    control::Command,
+    metrics::{MetricsFile, StepMetrics},
+};
 use crate::{
     checkpoint::{RunRecord, Store},
     ledger::{Ledger, StepRecord},

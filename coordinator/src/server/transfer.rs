@@ -72,7 +72,8 @@ impl Checkpoint for CheckpointService {
         tokio::spawn(async move {
             let message = |message| Ok(DownloadResponse { message: Some(message) });
             let mut outgoing = vec![download_response::Message::Header(header)];
-            outgoing.extend(files.iter().flat_map(|(_, bytes)| pieces_of(bytes)).map(download_response::Message::Chunk));
+            outgoing
+                .extend(files.iter().flat_map(|(_, bytes)| pieces_of(bytes)).map(download_response::Message::Chunk));
             for piece in outgoing {
                 // A receiver that is gone no longer wants the rest.
                 if pieces.send(message(piece)).await.is_err() {
@@ -97,7 +98,10 @@ impl CheckpointService {
     fn accept_header(&self, header: &StateHeader) -> Result<(StateFile, StateFile), Failure> {
         let horizon = self.link.view.borrow().horizon;
         if header.step == 0 || header.step > horizon || header.state_sha256.len() != 32 {
-            return Err(bad(format!("a state of step {} (streamed up to {horizon}), or a malformed hash", header.step)));
+            return Err(bad(format!(
+                "a state of step {} (streamed up to {horizon}), or a malformed hash",
+                header.step
+            )));
         }
         let [adapter, optimizer] = header.files.as_slice() else {
             return Err(bad(format!("{} files, expected {ADAPTER_MODEL} and {OPTIMIZER}", header.files.len())));
@@ -139,7 +143,12 @@ impl CheckpointService {
         let files = expected.each_ref().map(|file| rest.split_to(usize::try_from(file.size).unwrap_or(0)));
         for (file, bytes) in expected.iter().zip(&files) {
             if Sha256::digest(bytes).as_slice() != file.sha256 {
-                return Err(bad(format!("{} arrived with sha256 {}, not the announced one", file.name, sha256_hex(bytes))).into());
+                return Err(bad(format!(
+                    "{} arrived with sha256 {}, not the announced one",
+                    file.name,
+                    sha256_hex(bytes)
+                ))
+                .into());
             }
         }
         Ok(files)
@@ -149,10 +158,8 @@ impl CheckpointService {
     async fn publish(&self, generation: Generation, header: StateHeader, files: [Bytes; 2]) -> Result<(), Failure> {
         let step = header.step;
         let mut view = self.link.view.clone();
-        let seen = *view
-            .wait_for(|v| v.committed >= step || !v.alive(generation))
-            .await
-            .map_err(|_| ended(generation))?;
+        let seen =
+            *view.wait_for(|v| v.committed >= step || !v.alive(generation)).await.map_err(|_| ended(generation))?;
         if seen.committed < step {
             return Err(ended(generation));
         }
@@ -177,10 +184,11 @@ impl CheckpointService {
                 config: &blueprint.adapter_config,
             };
             let directory = checkpoint::save(&*store, &request)?;
-            checkpoint::retain(&*store, blueprint.run.checkpoint.keep)?;
+            checkpoint::retain(&*store, blueprint.run.checkpoint.keep, &directory)?;
             Ok(directory)
         });
-        let outcome: Result<String, Failure> = saved.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
+        let outcome: Result<String, Failure> =
+            saved.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
         match outcome {
             Ok(directory) => self.link.tell(Command::Saved { step, path: self.run_directory.join(directory) }).await,
             Err(failure) if failure.code == ErrorCode::StorageFailed => {

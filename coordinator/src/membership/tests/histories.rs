@@ -48,7 +48,9 @@ fn draw() -> impl Strategy<Value = Draw> {
 fn event(run: &Run, draw: Draw) -> Event {
     let committed = run.state.committed();
     match draw {
-        Draw::Join(fits) => Event::Join(JoinRequest { version: if fits { "1" } else { "0" }.into(), ..join_request("w") }),
+        Draw::Join(fits) => {
+            Event::Join(JoinRequest { version: if fits { "1" } else { "0" }.into(), ..join_request("w") })
+        }
         Draw::Connected(worker) => Event::Connected { worker },
         Draw::Ready(worker, fits) => {
             let arithmetic = if fits { "avx2" } else { "other" }.into();

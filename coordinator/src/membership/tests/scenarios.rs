@@ -102,7 +102,10 @@ fn before_training_a_lost_worker_is_replaced_unless_nobody_would() {
         run.feed(Event::Leaving { worker: a, failure: Some(failure) });
         assert_eq!(matches!(run.state.phase(), Phase::Over(_)), over);
         if over {
-            assert_eq!((run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code), (exit::FAILED, ErrorCode::ModelTensor));
+            assert_eq!(
+                (run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code),
+                (exit::FAILED, ErrorCode::ModelTensor)
+            );
         }
     }
 }
@@ -200,7 +203,10 @@ fn numbers_that_are_none_stop_the_run() {
     let mut run = Run::training(settings(2));
     let report = StepReport { loss: f64::NAN, ..report(run.generation(), 1, 1) };
     run.feed(Event::StepReported { worker: 1, report, planned: Some(PLAN) });
-    assert_eq!((run.outcome().failure.as_ref().unwrap().code, run.outcome().exit_code), (ErrorCode::NonFinite, exit::FAILED));
+    assert_eq!(
+        (run.outcome().failure.as_ref().unwrap().code, run.outcome().exit_code),
+        (ErrorCode::NonFinite, exit::FAILED)
+    );
 }
 
 #[test]
@@ -230,8 +236,14 @@ fn a_loss_in_training_is_pushed_to_the_others_at_once() {
             .filter_map(|(worker, m)| matches!(m, Message::AbortGeneration(_)).then_some(worker))
             .collect();
         assert_eq!(aborted, [1, 3]);
-        assert_eq!((run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code), (exit_code, ErrorCode::WorkerLost));
-        let goodbyes = run.sent().into_iter().filter(|(_, m)| matches!(m, Message::Goodbye(g) if g.exit_code == u32::from(exit_code)));
+        assert_eq!(
+            (run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code),
+            (exit_code, ErrorCode::WorkerLost)
+        );
+        let goodbyes = run
+            .sent()
+            .into_iter()
+            .filter(|(_, m)| matches!(m, Message::Goodbye(g) if g.exit_code == u32::from(exit_code)));
         assert_eq!(goodbyes.count(), 2);
     }
 }
@@ -402,7 +414,10 @@ fn a_second_stop_does_not_wait() {
     run.feed(Event::StopRequested { reason: "signal".into() });
     run.feed(Event::StopRequested { reason: "signal".into() });
     assert!(run.sent().iter().any(|(_, m)| matches!(m, Message::AbortGeneration(_))));
-    assert_eq!((run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code), (exit::FAILED, ErrorCode::Interrupted));
+    assert_eq!(
+        (run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code),
+        (exit::FAILED, ErrorCode::Interrupted)
+    );
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Workers that vanish, hang or lie.
 
-use super::{worker::{describe, files, state}, *};
+use super::{
+    worker::{describe, files, state},
+    *,
+};
 use ballast_proto::{
     exit,
     v1::{
-        Generation, GenerationFormed, Hello, Heartbeat, NextTaskRequest, StateHeader, StepReport, StepShard, WorkerMessage,
-        coordinator_message::Message, evaluation_client::EvaluationClient, membership_client::MembershipClient,
-        worker_message,
+        Generation, GenerationFormed, Heartbeat, Hello, NextTaskRequest, StateHeader, StepReport, StepShard,
+        WorkerMessage, coordinator_message::Message, evaluation_client::EvaluationClient,
+        membership_client::MembershipClient, worker_message,
     },
 };
 use bytes::Bytes;
@@ -35,7 +38,9 @@ async fn a_lost_worker_ends_the_generation_for_all() {
     let [(mut a, _), (b, _)] = pair(&coordinator).await;
     drop(b);
     let (before, goodbye) = a.goodbye().await;
-    assert!(matches!(&before[..], [Message::AbortGeneration(abort)] if abort.reason.contains("connection of worker 2 (b) broke")));
+    assert!(
+        matches!(&before[..], [Message::AbortGeneration(abort)] if abort.reason.contains("connection of worker 2 (b) broke"))
+    );
     assert_eq!(goodbye.exit_code, u32::from(exit::FAILED), "there is no checkpoint to resume from");
     drop(a);
     let outcome = coordinator.wait().await;
@@ -202,16 +207,16 @@ async fn a_checkpoint_waits_for_its_step_to_be_committed() {
     let shard = first_shard(&a, &formed).await;
     a.report(&shard).await;
     // Rank 1 has not reported, so the step is not committed and the upload must wait.
-    let upload = a.upload(a.header(formed.generation, 1), &files(1));
-    tokio::pin!(upload);
+    let state = files(1);
+    let upload = a.upload(a.header(formed.generation, 1), &state);
     let other = first_shard(&b, &formed_b).await;
-    let early = tokio::select! {
-        biased;
-        done = &mut upload => Some(done),
-        () = b.report(&other) => None,
+    let commit = async {
+        // The step stays uncommitted as long as only one rank has reported it.
+        assert_eq!(coordinator.progress().borrow().step, 0);
+        b.report(&other).await;
     };
-    assert!(early.is_none());
-    upload.await.unwrap();
+    let (uploaded, ()) = tokio::join!(upload, commit);
+    uploaded.unwrap();
     assert_eq!(coordinator.progress().borrow().step, 1);
     coordinator.stopper().fail(Failure::new(ErrorCode::Interrupted, "enough")).await;
     drop((a, b));

@@ -1,7 +1,10 @@
 //! Runs in which nothing goes wrong.
 
 use super::{worker::connect, *};
-use ballast_proto::{exit, v1::membership_client::MembershipClient};
+use ballast_proto::{
+    exit,
+    v1::{coordinator_message::Message, membership_client::MembershipClient},
+};
 use std::collections::BTreeSet;
 
 #[tokio::test]
@@ -18,7 +21,10 @@ async fn a_run_completes_with_any_number_of_workers_and_the_same_result() {
         assert_eq!((proof.head, proof.complete_epochs, proof.in_progress, proof.redone), (STEPS, 1, 0, 0));
         let report = report_of(directory.path());
         assert!(report.finished);
-        assert_eq!((report.steps, report.losses.len(), report.workers.len()), (STEPS, STEPS as usize, workers as usize));
+        assert_eq!(
+            (report.steps, report.losses.len(), report.workers.len()),
+            (STEPS, STEPS as usize, workers as usize)
+        );
         assert_eq!(report.generations.len(), 1);
         let adapter = std::fs::read(outcome.adapter.unwrap().join("adapter_model.safetensors")).unwrap();
         assert_eq!(report.adapter.unwrap().sha256, sha256_hex(&adapter));
@@ -85,26 +91,58 @@ async fn every_micro_batch_goes_to_exactly_one_rank() {
 }
 
 #[tokio::test]
-async fn shards_run_ahead_only_as_far_as_allowed() {
+async fn a_stop_marks_the_first_shard_that_was_not_streamed_ahead() {
     let directory = tempfile::tempdir().unwrap();
     let coordinator = start(options(run_file(directory.path(), |run| run.cluster.prefetch_steps = 1))).await;
     let mut a = FakeWorker::join(coordinator.local_addr(), "a").await.unwrap();
     let formed = a.formed().await.unwrap();
     let mut shards = a.shards(formed.generation).await.unwrap();
-    let first = shards.message().await.unwrap().unwrap();
-    let second = shards.message().await.unwrap().unwrap();
-    assert_eq!((first.step, second.step), (1, 2));
-    // Nothing is committed, so the third must not come: it is the report that releases it.
-    let early = tokio::select! {
-        biased;
-        third = shards.message() => Some(third),
-        () = a.report(&first) => None,
-    };
-    assert!(early.is_none());
-    assert_eq!(shards.message().await.unwrap().unwrap().step, 3);
-    coordinator.stopper().fail(Failure::new(ErrorCode::Interrupted, "enough")).await;
-    a.goodbye().await;
+    let mut next = async || shards.message().await.unwrap();
+    let ahead = [next().await.unwrap(), next().await.unwrap()];
+    coordinator.stopper().request_stop("SIGTERM").await;
+    match a.next().await.unwrap() {
+        Some(Message::StopAfter(stop)) => assert_eq!(stop.step, 3),
+        other => panic!("{other:?}"),
+    }
+    // Had the third shard gone out before the stop, it could not carry these marks.
+    a.report(&ahead[0]).await;
+    let third = next().await.unwrap();
+    assert_eq!((third.step, third.checkpoint_after, third.last), (3, true, true));
+    assert_eq!(next().await, None);
+    a.report(&ahead[1]).await;
+    a.report(&third).await;
+    a.upload(a.header(formed.generation, 3), &worker::files(3)).await.unwrap();
+    assert_eq!(a.goodbye().await.1.exit_code, u32::from(exit::RETRY));
     drop((a, shards));
+    assert_eq!(coordinator.wait().await.exit_code, exit::RETRY);
+}
+
+#[tokio::test]
+async fn the_spec_tells_a_worker_all_it_needs() {
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = start(options(run_file(directory.path(), |run| run.lora.rslora = true))).await;
+    let worker = FakeWorker::join(coordinator.local_addr(), "w").await.unwrap();
+    let spec = worker.spec.clone();
+    assert_eq!((spec.run_name.as_str(), spec.run_id.as_str(), spec.total_steps), ("test", "test-1", STEPS));
+    let (lora, model) = (spec.lora.unwrap(), spec.base_model.unwrap());
+    assert_eq!((model.source.as_str(), model.sha256.as_str()), ("hf:org/model", "model"));
+    assert_eq!((lora.rank, lora.scaling, lora.target_modules), (2, 32.0 / 2f64.sqrt(), vec!["q_proj".to_owned()]));
+    worker.work().await.unwrap();
+    assert_eq!(coordinator.wait().await.exit_code, exit::DONE);
+}
+
+#[tokio::test]
+async fn health_is_served() {
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+    let directory = tempfile::tempdir().unwrap();
+    let coordinator = start(options(run_file(directory.path(), |_| ()))).await;
+    let mut health = HealthClient::new(connect(coordinator.local_addr()).await);
+    for service in ["", "ballast.v1.Membership"] {
+        let request = HealthCheckRequest { service: service.into() };
+        assert_eq!(health.check(request).await.unwrap().into_inner().status(), ServingStatus::Serving);
+    }
+    coordinator.stopper().request_stop("enough").await;
+    drop(health);
     coordinator.wait().await;
 }
 

@@ -51,11 +51,7 @@ pub(super) fn options(resolved: Arc<Resolved>) -> StartOptions {
             stop_ids: vec![2],
             decode: Arc::new(|ids| ids.iter().filter_map(|id| char::from_u32(*id)).collect()),
         },
-        data: RunData {
-            samples: (0..SAMPLES).map(sequence).collect(),
-            sha256: "data".into(),
-            ..RunData::default()
-        },
+        data: RunData { samples: (0..SAMPLES).map(sequence).collect(), sha256: "data".into(), ..RunData::default() },
         binary_sha256: "binary".into(),
         supervised: false,
     }

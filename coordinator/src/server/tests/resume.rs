@@ -140,6 +140,21 @@ async fn a_damaged_ledger_and_lost_checkpoints_are_refused() {
 }
 
 #[tokio::test]
+async fn a_resumed_run_keeps_its_arithmetic() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    stopped_run(path).await;
+    let coordinator = start(options(run_file(path, |_| ()))).await;
+    let mut other = FakeWorker::join(coordinator.local_addr(), "other").await.unwrap();
+    other.ready_with("avx512").await;
+    let failure = other.next().await.unwrap_err();
+    assert_eq!(failure.code, ErrorCode::NumericsMismatch);
+    assert!(failure.message.contains("its arithmetic is \"avx512\", the run's is \"none\""), "{failure}");
+    drop(other);
+    assert_eq!(train(coordinator, 1).await.exit_code, exit::DONE);
+}
+
+#[tokio::test]
 async fn a_directory_in_use_or_of_another_run_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path();

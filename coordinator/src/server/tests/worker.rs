@@ -8,9 +8,9 @@ use ballast_proto::{
         CoordinatorMessage, DownloadRequest, GenerateResult, Generation, GenerationFormed, Goodbye, Hello, JoinRequest,
         NextTaskRequest, NumericsFingerprint, Ready, RunSpec, ScoreResult, ShardRequest, StateFile, StateHeader,
         StateSource, StepReport, StepShard, TaskResult, UploadRequest, WorkerMessage,
-        checkpoint_client::CheckpointClient, coordinator_message::Message, data_client::DataClient,
-        download_response, evaluation_client::EvaluationClient, membership_client::MembershipClient,
-        next_task_response::Task, task_result, upload_request, worker_message,
+        checkpoint_client::CheckpointClient, coordinator_message::Message, data_client::DataClient, download_response,
+        evaluation_client::EvaluationClient, membership_client::MembershipClient, next_task_response::Task,
+        task_result, upload_request, worker_message,
     },
 };
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
+use tonic::{Streaming, transport::Channel};
 
 /// Hash of the state after a step.
 pub(crate) fn state(step: u64) -> Bytes {
@@ -86,10 +86,14 @@ impl FakeWorker {
     }
 
     pub(crate) async fn ready(&self) {
+        self.ready_with("none").await;
+    }
+
+    pub(crate) async fn ready_with(&self, arithmetic: &str) {
         let fingerprint = NumericsFingerprint {
             binary_sha256: "binary".into(),
             backend: "cpu".into(),
-            arithmetic: "none".into(),
+            arithmetic: arithmetic.into(),
             weights_sha256: "model".into(),
         };
         let ready = Ready { fingerprint: Some(fingerprint), applied_step: 0, has_state: false };
@@ -149,7 +153,11 @@ impl FakeWorker {
         StateHeader { worker_id: self.id, generation, step, state_sha256: state(step), files }
     }
 
-    pub(crate) async fn download(&self, generation: Option<Generation>, step: u64) -> Result<(StateHeader, Vec<u8>), Failure> {
+    pub(crate) async fn download(
+        &self,
+        generation: Option<Generation>,
+        step: u64,
+    ) -> Result<(StateHeader, Vec<u8>), Failure> {
         let request = DownloadRequest { worker_id: self.id, generation, step };
         let mut stream = CheckpointClient::new(self.channel.clone()).download(request).await?.into_inner();
         let mut header = None;
@@ -195,7 +203,11 @@ impl FakeWorker {
                     let range = task.sequence.unwrap().loss[0];
                     let tokens = (range.end - range.start) as usize;
                     let kl = vec![0.25; tokens.min(task.kl_positions as usize)];
-                    task_result::Result::Score(ScoreResult { base_nll: vec![2.0; tokens], tuned_nll: vec![1.0; tokens], kl })
+                    task_result::Result::Score(ScoreResult {
+                        base_nll: vec![2.0; tokens],
+                        tuned_nll: vec![1.0; tokens],
+                        kl,
+                    })
                 }
                 Some(Task::Generate(_)) => {
                     let ids = |text: &str| text.chars().map(u32::from).collect();
