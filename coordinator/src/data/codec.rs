@@ -182,3 +182,94 @@ impl<'a> Reader<'a> {
         Ok(Probe { text, ids })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::prepared::{MANIFEST_KIND, Stats};
+    use super::*;
+    use crate::config::LookAhead;
+    use proptest::prelude::*;
+
+    fn stored(lengths: &[u32], text: &str, rows: Vec<u8>) -> Stored {
+        let manifest = Manifest {
+            kind: MANIFEST_KIND.into(),
+            format_version: FORMAT_VERSION,
+            key: "key".into(),
+            lookahead: LookAhead::default(),
+            tokenizer_sha256: "t".into(),
+            template_sha256: "c".into(),
+            samples_sha256: "s".into(),
+            stats: Stats { mean_tokens: 1.0 / 3.0, ..Stats::default() },
+        };
+        let sample =
+            |&n: &u32| Sample { ids: (0..n).collect(), loss: if n > 2 { vec![1..2, 2..n] } else { Vec::new() } };
+        let probe = Probe { text: text.into(), ids: lengths.to_vec() };
+        Stored {
+            header: Header { manifest, warnings: vec![text.into()] },
+            samples: lengths.iter().map(sample).collect(),
+            heldout: lengths.iter().take(1).map(sample).collect(),
+            heldout_prompts: vec![probe.clone(), Probe::default()],
+            probes: vec![probe],
+            rows,
+        }
+    }
+
+    fn damaged(change: impl Fn(&mut Stored)) -> String {
+        let mut set = stored(&[5], "", Vec::new());
+        change(&mut set);
+        decode(&encode(&set).unwrap()).unwrap_err()
+    }
+
+    #[test]
+    fn ranges_outside_their_sample_are_refused() {
+        for loss in [vec![0..2], vec![2..2], vec![2..6], vec![1..3, 2..4], vec![3..4, 1..2]] {
+            let error = damaged(|set| set.samples[0].loss = loss.clone());
+            assert_eq!(error, "a loss range lies outside its sample");
+        }
+    }
+
+    #[test]
+    fn other_files_are_told_from_sets() {
+        assert_eq!(decode(b"short").unwrap_err(), "it is too short");
+        let sealed = |body: &[u8]| [body, Sha256::digest(body).as_slice()].concat();
+        assert_eq!(decode(&sealed(b"NOT A SET")).unwrap_err(), "it is no prepared set");
+        let newer = [MAGIC.as_slice(), &9_u32.to_le_bytes()].concat();
+        assert_eq!(decode(&sealed(&newer)).unwrap_err(), "it has format version 9, not 1");
+        let mut longer = encode(&stored(&[5], "", Vec::new())).unwrap();
+        longer.truncate(longer.len() - CHECKSUM);
+        longer.push(0);
+        assert_eq!(decode(&sealed(&longer)).unwrap_err(), "bytes are left over");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_written_is_read(
+            lengths in prop::collection::vec(0..20_u32, 0..8), text in ".{0,10}", rows in prop::collection::vec(any::<u8>(), 0..50),
+        ) {
+            let set = stored(&lengths, &text, rows);
+            prop_assert_eq!(decode(&encode(&set).unwrap()), Ok(set));
+        }
+
+        /// Any change of any byte is noticed by the checksum.
+        #[test]
+        fn no_damage_goes_unnoticed(at in any::<prop::sample::Index>(), flip in 1..=255_u8, cut in any::<bool>()) {
+            let mut bytes = encode(&stored(&[5, 3], "text", vec![1, 2, 3])).unwrap();
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= flip }
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        /// Bytes that carry a right checksum and yet lie: refused or read, never a panic, never memory beyond the file.
+        #[test]
+        fn hostile_bytes_are_refused_or_read(at in any::<prop::sample::Index>(), bytes in prop::collection::vec(any::<u8>(), 1..12)) {
+            let mut body = encode(&stored(&[5, 3], "text", vec![1, 2, 3])).unwrap();
+            body.truncate(body.len() - CHECKSUM);
+            let at = at.index(body.len());
+            let end = (at + bytes.len()).min(body.len());
+            body[at..end].copy_from_slice(&bytes[..end - at]);
+            if let Ok(set) = decode_body(&body) {
+                prop_assert!(set.samples.iter().map(|s| s.ids.len()).sum::<usize>() * 4 <= body.len());
+            }
+        }
+    }
+}

@@ -6,8 +6,9 @@ use super::prepared::Probe;
 use super::row::{Message, Role, Row, loss_turns};
 use super::segment::segments;
 use super::template::{ChatTemplate, Turn};
-use super::tokenize::{Encoder, Fitted, SPLICE_MARK, Sample, fit};
+use super::tokenize::{Encoder, Fitted, SPLICE_MARK, Sample, Tokenized, fit};
 use crate::config::{LookAhead, LookAheadMode, PreviewLevel, RunFile, Turns};
+use std::cell::RefCell;
 
 /// All that turns rows into samples. Shared by the threads that prepare rows.
 pub(super) struct Pipeline<'a> {
@@ -63,9 +64,16 @@ impl<'a> Pipeline<'a> {
         }
         let turns = loss_turns(&row.messages, self.run.data.train_turns);
         let empty_answer = turns.iter().any(|&t| row.messages[t].content.is_empty());
-        let rewritten = lookahead::rewrite(&row.messages, &turns, settings, &|text| self.encoder.ranges(text))?;
+        let known = RefCell::new(Vec::new());
+        let ranges = |text: &str| {
+            let answer = self.encoder.alone(text)?;
+            let ranges = answer.ranges.clone();
+            known.borrow_mut().push(answer);
+            Ok(ranges)
+        };
+        let rewritten = lookahead::rewrite(&row.messages, &turns, settings, &ranges)?;
         row.messages = rewritten.messages;
-        let sample = match self.sample(&row.messages, &turns, &rewritten.previews) {
+        let sample = match self.sample(&row.messages, &turns, &rewritten.previews, &known.into_inner()) {
             Ok(sample) => sample,
             Err(error) => return located(error, &row.origin).map(Outcome::Bad),
         };
@@ -90,7 +98,7 @@ impl<'a> Pipeline<'a> {
     pub(super) fn heldout(&self, mut row: Row) -> Result<Result<Option<(Sample, Probe)>, DataError>, DataError> {
         self.add_system(&mut row.messages);
         let turns = loss_turns(&row.messages, Turns::Last);
-        let sample = match self.sample(&row.messages, &turns, &[]) {
+        let sample = match self.sample(&row.messages, &turns, &[], &[]) {
             Ok(sample) => sample,
             Err(error) => return located(error, &row.origin).map(Err),
         };
@@ -119,9 +127,16 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    fn sample(&self, messages: &[Message], turns: &[usize], previews: &[Preview]) -> Result<Sample, DataError> {
+    /// Tokenizes a conversation. `known` are answers that were tokenized for their previews.
+    fn sample(
+        &self,
+        messages: &[Message],
+        turns: &[usize],
+        previews: &[Preview],
+        known: &[Tokenized],
+    ) -> Result<Sample, DataError> {
         if self.run.lookahead.preview_level == PreviewLevel::Text || previews.is_empty() {
-            return self.encoder.sample(&segments(&self.template, messages, turns)?, &[]);
+            return self.encoder.sample(&segments(&self.template, messages, turns)?, &[], known);
         }
         let mut marked = messages.to_vec();
         let mut spliced = vec![""; turns.len()];
@@ -132,7 +147,7 @@ impl<'a> Pipeline<'a> {
                 spliced[index] = &messages[preview.turn].content[preview.start..];
             }
         }
-        self.encoder.sample(&segments(&self.template, &marked, turns)?, &spliced)
+        self.encoder.sample(&segments(&self.template, &marked, turns)?, &spliced, &[])
     }
 
     fn fit(&self, sample: Sample, origin: &Origin) -> Result<Fitted, DataError> {

@@ -39,6 +39,17 @@ impl Sample {
     }
 }
 
+/// A text that was tokenized by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokenized {
+    /// The text.
+    pub text: String,
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// The bytes of the text that each of them stands for; tokens that share a character all cover the whole of it.
+    pub ranges: Vec<Range<usize>>,
+}
+
 /// The base model's tokenizer, as prompts and answers need it.
 pub struct Encoder {
     /// For text that begins a sequence.
@@ -47,6 +58,8 @@ pub struct Encoder {
     inside: Option<Tokenizer>,
     /// The token to put before a sequence that does not begin with its text.
     bos: Option<(String, u32)>,
+    /// Special tokens before which any text is tokenized as if it stood alone.
+    dividers: Vec<String>,
     vocab_size: usize,
     sha256: String,
 }
@@ -69,7 +82,8 @@ impl Encoder {
         start.with_post_processor(None::<PostProcessorWrapper>).with_padding(None);
         start.with_truncation(None).map_err(failed)?;
         let inside = without_dummy_prefix(&start)?;
-        Ok(Self { start, inside, bos, vocab_size, sha256: hex::encode(Sha256::digest(text)) })
+        let dividers = dividers(&start);
+        Ok(Self { start, inside, bos, dividers, vocab_size, sha256: hex::encode(Sha256::digest(text)) })
     }
 
     /// SHA-256 of the tokenizer as JSON.
@@ -78,13 +92,14 @@ impl Encoder {
         &self.sha256
     }
 
-    /// Byte ranges of the tokens of a text that stands alone, as LookAhead's previews are counted.
+    /// Tokenizes a text that stands alone, as LookAhead's previews are counted.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`] when the tokenizer fails.
-    pub fn ranges(&self, text: &str) -> Result<Vec<Range<usize>>, DataError> {
+    pub fn alone(&self, text: &str) -> Result<Tokenized, DataError> {
         let encoding = self.start.encode(text, false).map_err(failed)?;
-        Ok(encoding.get_offsets().iter().map(|&(start, end)| start..end).collect())
+        let ranges = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok(Tokenized { text: text.to_owned(), ids: encoding.get_ids().to_vec(), ranges })
     }
 
     /// Tokens of a text within a sequence.
@@ -98,12 +113,12 @@ impl Encoder {
     /// A conversation's ids.
     ///
     /// `spliced[k]`, where not empty, is the text that [`SPLICE_MARK`] stands for in the prompt of the `k`-th answer:
-    /// it gets the very ids with which that answer begins.
+    /// it gets the very ids with which that answer begins. Answers that are `known` are not tokenized again.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`] when the tokenizer fails or gives an id that the model has no embedding for;
     /// [`DataError::Template`] when the template did not render a mark, or its answer, as it was.
-    pub fn sample(&self, segments: &[Segment], spliced: &[&str]) -> Result<Sample, DataError> {
+    pub fn sample(&self, segments: &[Segment], spliced: &[&str], known: &[Tokenized]) -> Result<Sample, DataError> {
         let mut sample = Sample::default();
         for (index, pair) in segments.chunks(2).enumerate() {
             let [prompt, answer] = pair else { continue };
@@ -115,7 +130,7 @@ impl Encoder {
                 }
                 _ => {
                     sample.ids.extend(self.prompt(&prompt.text, index == 0)?);
-                    self.continuing(&answer.text)?
+                    self.answer(&answer.text, known)?
                 }
             };
             let start = sample.ids.len().max(1);
@@ -149,6 +164,19 @@ impl Encoder {
 
     fn continuing(&self, text: &str) -> Result<Vec<u32>, DataError> {
         Ok(self.inside().encode_fast(text, false).map_err(failed)?.get_ids().to_vec())
+    }
+
+    /// An answer's ids: those of a known text, when a divider follows it here.
+    fn answer(&self, text: &str, known: &[Tokenized]) -> Result<Vec<u32>, DataError> {
+        let divided = |after: &str| self.dividers.iter().any(|divider| after.starts_with(divider.as_str()));
+        let prefix = known
+            .iter()
+            .filter(|_| self.inside.is_none())
+            .find_map(|known| Some((known, text.strip_prefix(known.text.as_str()).filter(|after| divided(after))?)));
+        match prefix {
+            Some((known, after)) => Ok([known.ids.as_slice(), &self.continuing(after)?].concat()),
+            None => self.continuing(text),
+        }
     }
 
     fn inside(&self) -> &Tokenizer {
@@ -191,6 +219,19 @@ impl Encoder {
             }
         }
     }
+}
+
+/// Special tokens that are cut out of a text before anything else is done to it, and nothing but themselves: none that
+/// takes spaces with it, looks at its neighbours, or is a part of another.
+fn dividers(tokenizer: &Tokenizer) -> Vec<String> {
+    let tokens = tokenizer.get_added_tokens_decoder();
+    let within_another = |text: &str| tokens.values().filter(|other| other.content.contains(text)).count() > 1;
+    tokens
+        .values()
+        .filter(|token| token.special && !token.normalized && !token.lstrip && !token.single_word)
+        .map(|token| token.content.clone())
+        .filter(|text| !text.is_empty() && !within_another(text))
+        .collect()
 }
 
 fn failed(error: impl std::fmt::Display) -> DataError {

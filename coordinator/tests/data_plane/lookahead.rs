@@ -21,7 +21,7 @@ fn real_mode(tokens: u32) -> LookAhead {
 /// A token a byte, but for a few words: `hello` is one, `é` two that share a character.
 fn byte_ranges(text: &str) -> Vec<Range<usize>> {
     static ENCODER: LazyLock<Encoder> = LazyLock::new(|| Encoder::new(&byte_tokenizer(), 1000, false, &[]).unwrap());
-    ENCODER.ranges(text).unwrap()
+    ENCODER.alone(text).unwrap().ranges
 }
 
 fn rewritten(messages: &[Message], settings: &LookAhead) -> Rewritten {
