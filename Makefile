@@ -34,9 +34,10 @@ demo:
 	scripts/fetch-demo-model.sh
 	$(BALLAST) train examples/smollm2-gsm8k.toml
 
-# The tests that start real processes take the binary from the same target directory: it is built first.
+# The tests that start real processes take `ballast` from the same target directory, where this builds it first: a separate
+# `cargo build` would resolve other features and compile every dependency twice.
 test:
-	$(CARGO) build --locked -p ballast-cli
+	$(CARGO) test --locked --workspace --no-run
 	$(CARGO) test --locked --workspace
 
 parity:
