@@ -72,8 +72,11 @@ impl Display {
                 self.emit(RunEvent::WorkerReady { worker, name, ready, wanted });
             }
         }
+        // When the run is over everyone goes home: that is no loss.
+        let over = matches!(before.phase(), Phase::Over(_));
         for effect in effects {
             if let Effect::Dismiss { worker, failure } = effect
+                && !over
                 && let Some(member) = old.get(worker)
             {
                 let (name, reason) = (member.name.clone(), failure.message.clone());

@@ -1,0 +1,185 @@
+//! Small runs on a random model: everything real but the size.
+
+use crate::process::{Printed, Process, binary};
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use tempfile::TempDir;
+
+/// A folder for one test: its run file and the directories of its runs.
+pub struct Scene {
+    folder: TempDir,
+    binary: PathBuf,
+    /// What the processes of the test print, by their names.
+    output: Mutex<Vec<(String, Printed)>>,
+}
+
+/// Plays a test in a scene of its own. When it fails, all that its processes printed or logged is shown.
+///
+/// # Errors
+/// Those of the test, and when there is no scene to play it in.
+pub fn play(test: impl FnOnce(&Scene) -> Result<()>) -> Result<()> {
+    let scene = Scene::new()?;
+    let result = test(&scene);
+    if result.is_err() {
+        scene.show();
+    }
+    result
+}
+
+/// Path of a fixture.
+#[must_use]
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+impl Scene {
+    /// Writes the run file of a tiny run.
+    fn new() -> Result<Self> {
+        let (folder, binary) = (tempfile::tempdir()?, binary()?);
+        let run_file = format!(
+            "[run]\nname = \"tiny\"\nseed = 7\n\n\
+             [model]\nsource = {model:?}\n\n\
+             [lora]\nrank = 4\nalpha = 8\n\n\
+             [data]\ntrain = {rows:?}\ncache_dir = {cache:?}\n\n\
+             [train]\nglobal_batch = 16\nmicro_batch_tokens = 280\nlearning_rate = 0.01\nepochs = 100\nmax_steps = 4\n\n\
+             [cluster]\nbind = \"127.0.0.1:0\"\nthreads = 1\n\n\
+             [checkpoint]\nevery = 2\n",
+            model = fixture("tiny-model"),
+            rows = fixture("rows.jsonl"),
+            cache = folder.path().join("cache"),
+        );
+        fs::write(folder.path().join("tiny.toml"), run_file)?;
+        Ok(Self { folder, binary, output: Mutex::default() })
+    }
+
+    /// A path in the test's folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `ballast` with a subcommand, in the test's folder and with no settings from the environment.
+    #[must_use]
+    pub fn ballast(&self, subcommand: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg(subcommand).current_dir(self.folder.path());
+        for (key, _) in std::env::vars().filter(|(key, _)| key.starts_with("BALLAST")) {
+            command.env_remove(key);
+        }
+        command
+    }
+
+    /// `ballast SUBCOMMAND tiny.toml --set run.dir=DIR --set ...`.
+    #[must_use]
+    pub fn run(&self, subcommand: &str, dir: &str, settings: &[&str]) -> Command {
+        let mut command = self.ballast(subcommand);
+        command.arg("tiny.toml").arg("--set").arg(format!("run.dir={}", self.path(dir).display()));
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        command
+    }
+
+    /// Starts a command of this scene.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(&self, name: &str, command: &mut Command) -> Result<Process> {
+        let process = Process::start(name, command)?;
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        output.push((name.to_owned(), process.output()));
+        Ok(process)
+    }
+
+    /// Starts `ballast train` into a run directory.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_train(&self, dir: &str, settings: &[&str]) -> Result<Process> {
+        self.start(&format!("train {dir}"), &mut self.run("train", dir, settings))
+    }
+
+    /// Trains to the end and returns the adapter's SHA-256.
+    ///
+    /// # Errors
+    /// When training does not end with exit code 0.
+    pub fn train(&self, dir: &str, settings: &[&str]) -> Result<String> {
+        let mut process = self.start_train(dir, settings)?;
+        let code = process.exit_code()?;
+        ensure!(code == 0, "train {dir} {settings:?} ended with {code}:\n{}", process.printed());
+        self.adapter_sha256(dir)
+    }
+
+    /// SHA-256 (hex) of a run's adapter.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn adapter_sha256(&self, dir: &str) -> Result<String> {
+        let file = self.path(dir).join("adapter").join("adapter_model.safetensors");
+        let bytes = fs::read(&file).with_context(|| file.display().to_string())?;
+        Ok(hex::encode(Sha256::digest(bytes)))
+    }
+
+    /// A base model like the run's but for one weight.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn other_model(&self) -> Result<PathBuf> {
+        let copy = self.path("other-model");
+        fs::create_dir(&copy)?;
+        for entry in fs::read_dir(fixture("tiny-model"))? {
+            let entry = entry?;
+            fs::copy(entry.path(), copy.join(entry.file_name()))?;
+        }
+        let weights = copy.join("model.safetensors");
+        let mut bytes = fs::read(&weights)?;
+        // The lowest bit of the last weight.
+        let lowest = bytes.len().checked_sub(4).context("no weights")?;
+        bytes[lowest] ^= 1;
+        fs::write(&weights, bytes)?;
+        Ok(copy)
+    }
+
+    /// Complete checkpoints of a run, oldest first.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn checkpoints(&self, dir: &str) -> Result<Vec<String>> {
+        let folder = self.path(dir).join("checkpoints");
+        let mut names = Vec::new();
+        if folder.exists() {
+            for entry in fs::read_dir(&folder)? {
+                let entry = entry?;
+                if entry.path().join("manifest.json").exists() {
+                    names.push(entry.file_name().to_string_lossy().into_owned());
+                }
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Prints what the test's processes printed and logged.
+    fn show(&self) {
+        for (name, output) in &*self.output.lock().unwrap_or_else(PoisonError::into_inner) {
+            eprintln!("---- {name} printed:\n{}", output.so_far());
+        }
+        print_logs(self.folder.path());
+    }
+}
+
+/// Prints every `*.log` below a folder.
+fn print_logs(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            print_logs(&path);
+        } else if path.extension().is_some_and(|e| e == "log") {
+            eprintln!("---- {}:\n{}", path.display(), fs::read_to_string(&path).unwrap_or_default());
+        }
+    }
+}

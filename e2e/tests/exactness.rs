@@ -1,0 +1,91 @@
+//! The same adapter, bit for bit, whoever trains it and whatever happens on the way.
+
+use anyhow::{Context, Result, ensure};
+use ballast_basemodel::ModelSource;
+use ballast_coordinator::config;
+use ballast_coordinator::data;
+use ballast_coordinator::data::plan::{CostModel, Plan, PlanSettings};
+use ballast_e2e::process::until;
+use ballast_e2e::tiny::{Scene, play};
+use nix::sys::signal::Signal;
+
+const DROPOUT: [&str; 2] = ["lora.dropout=0.0", "lora.dropout=0.1"];
+
+/// Fewest micro-batches of any step of the tiny run.
+fn fewest_micro_batches(scene: &Scene) -> Result<usize> {
+    let run = config::load(&scene.path("tiny.toml"), &[], &[])?.run;
+    let model = ModelSource::parse(&run.model.source, None)?.fetch()?;
+    let prepared = data::prepare(&run, &model, &|_| ())?;
+    let settings = PlanSettings {
+        epochs: run.train.epochs.into(),
+        max_steps: run.train.max_steps,
+        global_batch: run.train.global_batch,
+        micro_batch_tokens: run.train.micro_batch_tokens,
+        cost: CostModel::of(model.architecture()),
+    };
+    let plan = Plan::new(run.run.seed, &prepared.lengths(), settings);
+    let counts = (1..=plan.total_steps()).filter_map(|step| Some(plan.step(step)?.micro_batches.len()));
+    counts.min().context("a plan without steps")
+}
+
+#[test]
+fn any_number_of_workers_and_threads_gives_the_same_adapter() -> Result<()> {
+    play(|scene| {
+        ensure!(fewest_micro_batches(scene)? >= 8, "too few micro-batches for every worker to train in every step");
+        let mut adapters = Vec::new();
+        for (i, dropout) in DROPOUT.iter().enumerate() {
+            let mut same = Vec::new();
+            for workers in 1..=3 {
+                for threads in 1..=2 {
+                    let cluster = [format!("cluster.workers={workers}"), format!("cluster.threads={threads}")];
+                    let dir = format!("d{i}-w{workers}-t{threads}");
+                    same.push(scene.train(&dir, &[dropout, &cluster[0], &cluster[1]])?);
+                }
+            }
+            ensure!(same.iter().all(|sha256| *sha256 == same[0]), "{dropout}: {same:#?}");
+            adapters.push(same.swap_remove(0));
+        }
+        ensure!(adapters[0] != adapters[1], "dropout has no effect");
+        Ok(())
+    })
+}
+
+/// Starts a run long enough to be met in the middle, and waits for its first checkpoint.
+fn until_first_checkpoint(scene: &Scene, dir: &str, settings: &[&str]) -> Result<ballast_e2e::process::Process> {
+    let process = scene.start_train(dir, settings)?;
+    until("a checkpoint", || Ok((!scene.checkpoints(dir)?.is_empty()).then_some(())))?;
+    Ok(process)
+}
+
+#[test]
+fn a_run_stopped_and_resumed_with_another_number_of_workers_gives_the_same_adapter() -> Result<()> {
+    play(|scene| {
+        let long = ["train.max_steps=60", "lora.dropout=0.1", "cluster.workers=2"];
+        let undisturbed = scene.train("whole", &long)?;
+
+        let mut process = until_first_checkpoint(scene, "halves", &long)?;
+        process.signal(Signal::SIGTERM)?;
+        let code = process.exit_code()?;
+        ensure!(code == 75, "stopped with {code}:\n{}", process.printed());
+        ensure!(!scene.path("halves/adapter").exists(), "a stopped run has no final adapter");
+
+        let resumed = scene.train("halves", &[long[0], long[1], "cluster.workers=3"])?;
+        ensure!(resumed == undisturbed, "{resumed} is not {undisturbed}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_adapter() -> Result<()> {
+    play(|scene| {
+        let long = ["train.max_steps=60", "cluster.workers=2"];
+        let undisturbed = scene.train("whole", &long)?;
+
+        let mut process = until_first_checkpoint(scene, "killed", &long)?;
+        process.signal(Signal::SIGKILL)?;
+        ensure!(process.exit_code()? == 128 + Signal::SIGKILL as i32);
+        let resumed = scene.train("killed", &long)?;
+        ensure!(resumed == undisturbed, "{resumed} is not {undisturbed}");
+        Ok(())
+    })
+}
