@@ -69,7 +69,7 @@ fn directory(step: u64, generation: u64) -> String {
 }
 
 /// Step and generation number of a checkpoint's directory name.
-fn parse_directory(name: &str) -> Option<(u64, u64)> {
+fn parse_directory(name: &str) -> Option<Age> {
     let (step, generation) = name.strip_prefix("step-")?.split_once(".g")?;
     Some((step.parse().ok()?, generation.parse().ok()?))
 }
@@ -121,9 +121,12 @@ pub(super) fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
+/// Step and generation number of a checkpoint: its age.
+type Age = (u64, u64);
+
 /// Files of every checkpoint directory, newest first.
-fn directories(store: &dyn Store) -> Result<Vec<((u64, u64), Vec<String>)>, StoreError> {
-    let mut found: BTreeMap<Reverse<(u64, u64)>, Vec<String>> = BTreeMap::new();
+fn directories(store: &dyn Store) -> Result<Vec<(Age, Vec<String>)>, StoreError> {
+    let mut found: BTreeMap<Reverse<Age>, Vec<String>> = BTreeMap::new();
     for name in store.list(CHECKPOINTS)? {
         let key = name.split('/').nth(1).and_then(parse_directory);
         if let Some(key) = key {

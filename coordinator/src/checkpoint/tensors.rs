@@ -184,20 +184,20 @@ pub(crate) mod tests {
     #[test]
     fn anything_else_is_refused_by_name() {
         let shapes = shapes();
-        let with = |change: &dyn Fn(&mut BTreeMap<String, Vec<usize>>), value| {
+        let with = |change: &dyn Fn(&mut AdapterShapes), value| {
             let mut changed = shapes.clone();
-            change(&mut changed.shapes);
+            change(&mut changed);
             validate_adapter("a", &adapter(&changed, value), &shapes).unwrap_err().message
         };
         let first = shapes.shapes.keys().next().unwrap().clone();
-        assert!(with(&|s| drop(s.remove(&first)), 0.0).contains("7 tensors, expected 8"));
-        let rename = |s: &mut BTreeMap<String, Vec<usize>>| {
-            let shape = s.remove(&first).unwrap();
-            s.insert("other".into(), shape);
+        assert!(with(&|s| drop(s.shapes.remove(&first)), 0.0).contains("7 tensors, expected 8"));
+        let rename = |s: &mut AdapterShapes| {
+            let shape = s.shapes.remove(&first).unwrap();
+            s.shapes.insert("other".into(), shape);
         };
         assert!(with(&rename, 0.0).contains("is missing"));
-        assert!(with(&|s| drop(s.insert("other".into(), vec![1])), 0.0).contains("9 tensors, expected 8"));
-        assert!(with(&|s| drop(s.insert(first.clone(), vec![3, 3])), 0.0).contains("expected F32"));
+        assert!(with(&|s| drop(s.shapes.insert("other".into(), vec![1])), 0.0).contains("9 tensors, expected 8"));
+        assert!(with(&|s| drop(s.shapes.insert(first.clone(), vec![3, 3])), 0.0).contains("expected F32"));
         assert!(with(&|_| (), f32::NAN).contains("not finite at element 0"));
         assert!(with(&|_| (), f32::INFINITY).contains("not finite"));
         let whole = adapter(&shapes, 0.0);

@@ -174,6 +174,8 @@ impl State {
         let applied = vec![self.committed; ranks.len()];
         self.generation = Some(ActiveGeneration { id, ranks, applied, reports: BTreeMap::new() });
         self.phase = Phase::Training;
+        self.committed_at = now;
+        self.advance_horizon();
         self.conclude_training(out);
     }
 }

@@ -16,6 +16,8 @@ pub fn check(state: &State) -> Result<(), String> {
     ensure(state.recorded <= state.settings.total_steps, "a step beyond the end of the run")?;
     ensure(state.checkpoint.is_none_or(|step| step <= state.committed), "a checkpoint of an uncommitted step")?;
     ensure(state.members.values().all(|m| m.connected || !m.ready), "a worker is ready without a session")?;
+    ensure(state.horizon <= state.committed + 1 + state.settings.prefetch_steps, "data is streamed too far ahead")?;
+    ensure(state.horizon <= state.end_step(), "data is streamed beyond the end")?;
     if let Some(active) = &state.generation {
         let distinct: BTreeSet<&WorkerId> = active.ranks.iter().collect();
         ensure(distinct.len() == active.ranks.len(), "a worker holds two ranks")?;

@@ -52,7 +52,7 @@ impl State {
             }
             Event::Leaving { worker, failure } => self.leaving(worker, failure, out),
             Event::Disconnected { worker } => self.disconnected(worker, out),
-            Event::Committed { step } => self.step_committed(step, out),
+            Event::Committed { step } => self.step_committed(step, now, out),
             Event::CheckpointSaved { step } => self.checkpoint_saved(step, out),
             Event::EvaluationFinished => self.evaluation_finished(out),
             Event::StopRequested { reason } => self.stop_requested(&reason, out),

@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 /// Identity of one membership of one worker; never reused within an epoch.
 pub type WorkerId = u64;
 
+/// A step that takes less is short: the way of its data may take a noticeable part of it.
+const SHORT_STEP_MS: u64 = 2000;
+
 /// What never changes while the coordinator lives.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -32,7 +35,7 @@ pub struct Settings {
     pub start: Start,
     /// Optimizer steps in the whole run.
     pub total_steps: u64,
-    /// Steps streamed ahead of the one in training.
+    /// Steps streamed ahead of the one in training, at most.
     pub prefetch_steps: u64,
     /// Whether an evaluation follows training.
     pub evaluate: bool,
@@ -96,6 +99,12 @@ pub struct State {
     pub(super) recorded: u64,
     /// Newest step durable in the ledger.
     pub(super) committed: u64,
+    /// Newest step whose shards may be streamed.
+    pub(super) horizon: u64,
+    /// When the newest step was committed, or the generation formed.
+    pub(super) committed_at: u64,
+    /// How long the newest step took, and the one before it; `None` when nothing is known yet.
+    pub(super) step_ms: [Option<u64>; 2],
     /// Newest step with a durable checkpoint.
     pub(super) checkpoint: Option<u64>,
     /// A requested stop: the reason and the last step.
@@ -161,6 +170,9 @@ impl State {
             generation: None,
             recorded: step,
             committed: step,
+            horizon: step,
+            committed_at: 0,
+            step_ms: [None; 2],
             checkpoint: match settings.start {
                 Start::Seed => None,
                 Start::Checkpoint(step) => Some(step),
@@ -206,10 +218,23 @@ impl State {
         self.stop.as_ref().map(|(reason, _)| reason.as_str())
     }
 
-    /// Newest step whose shards may be streamed: the one in training and `prefetch_steps` more. It never falls.
+    /// Newest step whose shards may be streamed: the one in training and a few more. It never falls.
     #[must_use]
     pub fn horizon(&self) -> u64 {
-        (self.committed + 1 + self.settings.prefetch_steps).min(self.end_step())
+        self.horizon
+    }
+
+    /// Moves the horizon ahead of the newest durable step.
+    ///
+    /// Streaming ahead hides the way of the data, which matters for short steps. It also delays a requested stop, which
+    /// waits for all that was streamed; that matters for long steps, and so nothing is streamed ahead of those.
+    pub(super) fn advance_horizon(&mut self) {
+        let slowest = self.step_ms.iter().max().copied().flatten();
+        let ahead = match slowest {
+            Some(ms) if ms < SHORT_STEP_MS => self.settings.prefetch_steps,
+            _ => 0,
+        };
+        self.horizon = (self.committed + 1 + ahead).min(self.end_step()).max(self.horizon);
     }
 
     /// Step that training started from in this epoch.

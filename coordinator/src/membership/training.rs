@@ -97,9 +97,12 @@ impl State {
         }
     }
 
-    pub(super) fn step_committed(&mut self, step: u64, out: &mut Vec<Effect>) {
+    pub(super) fn step_committed(&mut self, step: u64, now: u64, out: &mut Vec<Effect>) {
         if step == self.committed + 1 && step <= self.recorded {
             self.committed = step;
+            self.step_ms = [Some(now.saturating_sub(self.committed_at)), self.step_ms[0]];
+            self.committed_at = now;
+            self.advance_horizon();
             self.conclude_training(out);
         }
     }

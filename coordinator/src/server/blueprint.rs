@@ -27,8 +27,11 @@ pub struct ModelInfo {
     /// Tokens that end an answer.
     pub stop_ids: Vec<u32>,
     /// Token ids to text, without special tokens.
-    pub decode: Arc<dyn Fn(&[u32]) -> String + Send + Sync>,
+    pub decode: Decode,
 }
+
+/// Turns token ids into text.
+pub type Decode = Arc<dyn Fn(&[u32]) -> String + Send + Sync>;
 
 impl fmt::Debug for ModelInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -261,7 +264,7 @@ impl Blueprint {
     /// Whether a checkpoint follows a step: every `checkpoint.every` steps, and at the end.
     pub(super) fn checkpoint_after(&self, step: u64) -> bool {
         let every = self.run.checkpoint.every;
-        step == self.total_steps || (every > 0 && step % every == 0)
+        step == self.total_steps || (every > 0 && step.is_multiple_of(every))
     }
 }
 

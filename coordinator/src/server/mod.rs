@@ -23,7 +23,7 @@ mod session;
 mod shards;
 mod transfer;
 
-pub use blueprint::{ModelInfo, RunData};
+pub use blueprint::{Decode, ModelInfo, RunData};
 pub use finish::RunOutcome;
 pub use metrics::StepMetrics;
 pub use progress::{Progress, RunEvent, RunPhase};

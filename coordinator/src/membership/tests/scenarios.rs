@@ -113,12 +113,11 @@ fn before_training_a_lost_worker_is_replaced_unless_nobody_would() {
 #[test]
 fn a_step_is_recorded_when_all_ranks_agree_and_committed_when_durable() {
     let mut run = Run::training(settings(2));
-    assert_eq!(run.state.horizon(), 2);
     run.report(1, 1, 7);
     assert!(!run.recorded(1));
     run.report(2, 1, 7);
     assert!(run.recorded(1));
-    assert_eq!((run.state.committed(), run.state.horizon()), (0, 2));
+    assert_eq!((run.state.committed(), run.state.horizon()), (0, 1));
     run.feed(Event::Committed { step: 1 });
     assert_eq!((run.state.committed(), run.state.horizon()), (1, 3));
 }
@@ -126,18 +125,50 @@ fn a_step_is_recorded_when_all_ranks_agree_and_committed_when_durable() {
 #[test]
 fn a_fast_rank_may_report_ahead_and_steps_are_recorded_in_order() {
     let mut run = Run::training(settings(2));
-    run.report(1, 1, 1);
+    run.commit(1);
     run.report(1, 2, 2);
-    run.report(2, 1, 1);
-    assert!(run.recorded(1) && !run.recorded(2));
+    run.report(1, 3, 3);
     run.report(2, 2, 2);
-    assert!(run.recorded(2));
+    assert!(run.recorded(2) && !run.recorded(3));
+    run.report(2, 3, 3);
+    assert!(run.recorded(3));
     // Both are under way to the ledger; a stale or early acknowledgement changes nothing.
-    run.feed(Event::Committed { step: 2 });
-    assert_eq!(run.state.committed(), 0);
-    run.feed(Event::Committed { step: 1 });
-    run.feed(Event::Committed { step: 1 });
+    run.feed(Event::Committed { step: 3 });
     assert_eq!(run.state.committed(), 1);
+    run.feed(Event::Committed { step: 2 });
+    run.feed(Event::Committed { step: 2 });
+    assert_eq!(run.state.committed(), 2);
+}
+
+#[test]
+fn data_runs_ahead_of_short_steps_only() {
+    let mut run = Run::training(Settings { total_steps: 100, prefetch_steps: 3, ..settings(1) });
+    let ahead = |run: &Run| run.state.horizon() - run.state.committed();
+    assert_eq!(ahead(&run), 1, "nothing is known of the first step");
+    for (number, took, expected) in [
+        (1, 2500, 1),
+        (2, 1000, 1),
+        (3, 1000, 4),
+        (4, 1999, 4),
+        (5, 2000, 3),
+        (6, 2000, 2),
+        (7, 2000, 1),
+        (8, 0, 1),
+        (9, 0, 4),
+    ] {
+        run.now += took;
+        run.commit(number);
+        assert_eq!(ahead(&run), expected, "after step {number}");
+    }
+}
+
+#[test]
+fn a_stop_during_long_steps_waits_for_the_next_one_only() {
+    let mut run = Run::training(Settings { total_steps: 100, prefetch_steps: 3, ..settings(1) });
+    run.now += 5000;
+    run.commit(1);
+    run.feed(Event::StopRequested { reason: "signal".into() });
+    assert_eq!(run.state.end_step(), 3);
 }
 
 #[test]

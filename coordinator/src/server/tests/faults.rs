@@ -239,7 +239,7 @@ async fn a_session_begins_with_hello_and_is_opened_once() {
     assert_eq!(open(hello(a.id)).await, ErrorCode::BadMessage);
     assert_eq!(open(hello(99)).await, ErrorCode::UnknownWorker);
     // The worker that has the session is none the worse for it.
-    assert_eq!(a.work().await.unwrap().shards.len() as u64, STEPS);
+    assert_eq!(a.work().await.unwrap().len() as u64, STEPS);
     assert_eq!(coordinator.wait().await.exit_code, exit::DONE);
 }
 

@@ -80,7 +80,7 @@ async fn every_micro_batch_goes_to_exactly_one_rank() {
     let work = async |name: &str| FakeWorker::join(address, name).await.unwrap().work().await.unwrap();
     let (a, b) = tokio::join!(work("a"), work("b"));
     assert_eq!(coordinator.wait().await.exit_code, exit::DONE);
-    for (a, b) in a.shards.iter().zip(&b.shards) {
+    for (a, b) in a.iter().zip(&b) {
         let indices: Vec<u32> = a.micro_batches.iter().chain(&b.micro_batches).map(|m| m.index).collect();
         let distinct: BTreeSet<u32> = indices.iter().copied().collect();
         assert_eq!((indices.len(), distinct.len()), (a.step_micro_batches as usize, a.step_micro_batches as usize));
@@ -98,20 +98,21 @@ async fn a_stop_marks_the_first_shard_that_was_not_streamed_ahead() {
     let formed = a.formed().await.unwrap();
     let mut shards = a.shards(formed.generation).await.unwrap();
     let mut next = async || shards.message().await.unwrap();
+    a.report(&next().await.unwrap()).await;
     let ahead = [next().await.unwrap(), next().await.unwrap()];
     coordinator.stopper().request_stop("SIGTERM").await;
     match a.next().await.unwrap() {
-        Some(Message::StopAfter(stop)) => assert_eq!(stop.step, 3),
+        Some(Message::StopAfter(stop)) => assert_eq!(stop.step, 4),
         other => panic!("{other:?}"),
     }
-    // Had the third shard gone out before the stop, it could not carry these marks.
+    // Had the fourth shard gone out before the stop, it could not carry these marks.
     a.report(&ahead[0]).await;
-    let third = next().await.unwrap();
-    assert_eq!((third.step, third.checkpoint_after, third.last), (3, true, true));
+    let last = next().await.unwrap();
+    assert_eq!((last.step, last.checkpoint_after, last.last), (4, true, true));
     assert_eq!(next().await, None);
     a.report(&ahead[1]).await;
-    a.report(&third).await;
-    a.upload(a.header(formed.generation, 3), &worker::files(3)).await.unwrap();
+    a.report(&last).await;
+    a.upload(a.header(formed.generation, 4), &worker::files(4)).await.unwrap();
     assert_eq!(a.goodbye().await.1.exit_code, u32::from(exit::RETRY));
     drop((a, shards));
     assert_eq!(coordinator.wait().await.exit_code, exit::RETRY);
@@ -178,9 +179,10 @@ async fn strangers_are_refused_at_the_door() {
     request.version = "0.0.0".into();
     let code = |status: tonic::Status| Failure::from(status).code;
     assert_eq!(code(membership.join(request).await.unwrap_err()), ErrorCode::VersionMismatch);
-    let _first = FakeWorker::join(coordinator.local_addr(), "first").await.unwrap();
+    let first = FakeWorker::join(coordinator.local_addr(), "first").await.unwrap();
     let surplus = membership.join(worker::join_request("surplus")).await.unwrap_err();
     assert_eq!(code(surplus), ErrorCode::RunFull);
+    drop((first, membership));
     coordinator.stopper().request_stop("enough").await;
     assert_eq!(coordinator.wait().await.exit_code, exit::RETRY);
 }

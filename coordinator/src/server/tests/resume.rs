@@ -5,16 +5,15 @@ use crate::config::Resume;
 use ballast_proto::exit;
 use std::{fs, io::Write};
 
-/// Trains until the checkpoint of step 2 is durable, then stops.
+/// A run that is stopped before its first step is reported: that step and the next are trained.
 async fn stopped_run(directory: &Path) -> RunOutcome {
     let coordinator = start(options(run_file(directory, |_| ()))).await;
-    let mut progress = coordinator.progress();
-    let stopper = coordinator.stopper();
-    let address = coordinator.local_addr();
-    let worker = tokio::spawn(async move { FakeWorker::join(address, "w").await.unwrap().work().await });
-    progress.wait_for(|p| p.phase == RunPhase::Training).await.unwrap();
-    stopper.request_stop("SIGTERM").await;
-    worker.await.unwrap().unwrap();
+    let mut worker = FakeWorker::join(coordinator.local_addr(), "w").await.unwrap();
+    let formed = worker.formed().await.unwrap();
+    coordinator.stopper().request_stop("SIGTERM").await;
+    worker.train(&formed).await.unwrap();
+    worker.goodbye().await;
+    drop(worker);
     coordinator.wait().await
 }
 
@@ -24,12 +23,11 @@ async fn a_stopped_run_resumes_with_another_number_of_workers() {
     let path = directory.path();
     let outcome = stopped_run(path).await;
     assert_eq!(outcome.exit_code, exit::RETRY, "{}", outcome.reason);
-    let stopped_at = report_of(path).steps;
-    assert!(stopped_at < STEPS && !report_of(path).finished);
-    assert!(outcome.checkpoint.unwrap().ends_with(format!("checkpoints/step-{stopped_at:08}.g1")));
+    assert_eq!((report_of(path).steps, report_of(path).finished), (2, false));
+    assert!(outcome.checkpoint.unwrap().ends_with("checkpoints/step-00000002.g1"));
 
     let coordinator = start(options(run_file(path, |run| run.cluster.workers = 2))).await;
-    assert_eq!(coordinator.progress().borrow().start_step, stopped_at);
+    assert_eq!(coordinator.progress().borrow().start_step, 2);
     assert_eq!(train(coordinator, 2).await.exit_code, exit::DONE);
     let proof = proof(path);
     assert_eq!((proof.head, proof.complete_epochs, proof.redone), (STEPS, 1, 0));

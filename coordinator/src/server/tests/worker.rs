@@ -227,14 +227,14 @@ impl FakeWorker {
         Ok(())
     }
 
-    /// Does all that is asked for until it is sent away.
-    pub(crate) async fn work(mut self) -> Result<Self, Failure> {
+    /// Does all that is asked for until it is sent away; returns the shards it was given.
+    pub(crate) async fn work(mut self) -> Result<Vec<StepShard>, Failure> {
         let formed = self.formed().await?;
         self.train(&formed).await?;
         loop {
             match self.next().await? {
                 Some(Message::Evaluate(phase)) => self.evaluate(phase.generation).await?,
-                Some(Message::Goodbye(_)) | None => return Ok(self),
+                Some(Message::Goodbye(_)) | None => return Ok(self.shards),
                 Some(Message::StopAfter(_)) => {}
                 other => panic!("unexpected {other:?}"),
             }
