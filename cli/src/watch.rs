@@ -5,7 +5,7 @@ use crate::progress::Presenter;
 use crate::screen::Screen;
 use crate::supervise::{Ended, LocalWorkers};
 use ballast_coordinator::server::{Coordinator, RunOutcome};
-use ballast_proto::{ErrorCode, Failure};
+use ballast_proto::{ErrorCode, Failure, exit};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::broadcast::error::RecvError;
@@ -54,16 +54,20 @@ pub(crate) async fn follow(
     }
     presenter.finish();
     dead.extend(workers.dismiss(PATIENCE).await);
+    dead.retain(|worker| !worker.obeyed(outcome.exit_code));
     outcome.failure = outcome.failure.map(|failure| nearer_cause(failure, &dead));
     Ok(outcome)
 }
 
-/// Tells a failed or stopped run; the exit code of the process.
+/// Tells a failed or stopped run; the exit code of the process. A passing failure is worth another start only where the
+/// coordinator says so: without a checkpoint nothing would be resumed.
 pub(crate) fn tell(outcome: &RunOutcome, screen: &Screen) -> u8 {
-    if let Some(failure) = &outcome.failure {
-        failure::tell(failure, screen);
+    let Some(failure) = &outcome.failure else { return outcome.exit_code };
+    failure::tell(failure, screen);
+    match failure.code.exit_code() {
+        exit::RETRY => outcome.exit_code,
+        code => code,
     }
-    outcome.failure.as_ref().map_or(outcome.exit_code, |failure| failure.code.exit_code())
 }
 
 /// What the coordinator sees of a worker's death is an echo; the worker's own last words are the cause.

@@ -179,6 +179,19 @@ fn a_killed_worker_stops_the_run_with_the_retriable_code_and_the_run_resumes() -
     })
 }
 
+#[test]
+fn a_run_without_a_checkpoint_is_not_worth_another_start() -> Result<()> {
+    play(|scene| {
+        let mut train = scene.start_train("run", &["train.max_steps=1000000", "checkpoint.every=0"])?;
+        train.line_with("step 2/")?;
+        let workers = workers_of(&train)?;
+        send(*workers.first().context("no worker")?, Signal::SIGKILL)?;
+        ensure!(train.exit_code()? == 1, "{}", train.printed());
+        ensure!(train.printed().contains("was ended by signal 9"), "{}", train.printed());
+        Ok(())
+    })
+}
+
 fn workers_gone(workers: &[u32]) -> Result<bool> {
     let alive = with_arguments(&["worker"])?;
     Ok(workers.iter().all(|worker| !alive.contains(worker)))

@@ -298,13 +298,13 @@ mod tests {
     fn endings() {
         let goodbye = Message::Goodbye(Goodbye { reason: "done".into(), exit_code: 0 });
         let peace = Action::End(Ending::Exit { code: 0, reason: "done".into() });
-        assert_eq!(hear(&mut Conversation::default(), goodbye.clone()), [peace.clone()]);
+        assert_eq!(hear(&mut Conversation::default(), goodbye.clone()), vec![peace.clone()]);
         let running = hear(&mut in_generation(G1), goodbye);
         assert_eq!(running, [Action::Abort { reason: "done".into() }, peace]);
 
         let lost = Failure::new(ErrorCode::CoordinatorUnreachable, "connection reset");
         let actions = in_generation(G1).on(Event::Lost(lost.clone()));
-        assert!(matches!(&actions[..], [Action::Abort { .. }, Action::End(e)] if *e == Ending::Failed(lost.clone())));
+        assert!(matches!(&actions[..], [Action::Abort { .. }, Action::End(e)] if *e == Ending::Failed(lost)));
 
         let actions = in_generation(G1).on(Event::Terminated("SIGTERM"));
         assert!(matches!(
@@ -318,7 +318,7 @@ mod tests {
         assert!(matches!(
             &actions[..],
             [Action::Say(Say::Leaving(leaving)), Action::Abort { .. }, Action::End(e)]
-                if leaving.error_code == "B6001" && *e == Ending::Failed(failure.clone())
+                if leaving.error_code == "B6001" && *e == Ending::Failed(failure)
         ));
     }
 }
