@@ -106,6 +106,13 @@ impl LocalWorkers {
 }
 
 impl Ended {
+    /// Whether it left as it was told: with the run's own exit code, and without a word of its own.
+    pub(crate) fn obeyed(&self, exit_code: u8) -> bool {
+        let code = self.status.as_ref().ok().and_then(ExitStatus::code);
+        let tail = tail(&self.log, self.log_start).unwrap_or_default();
+        code == Some(exit_code.into()) && !tail.iter().any(|line| own_words(line).is_some())
+    }
+
     /// Why this worker ended, if not in peace: in its own words if it left some.
     pub(crate) fn failure(&self) -> Option<Failure> {
         let how = match &self.status {
@@ -202,6 +209,9 @@ mod tests {
         assert_eq!(killed.code, ErrorCode::WorkerLost);
         assert!(killed.message.contains("was ended by signal 9"), "{killed}");
         assert!(ended(ExitStatus::from_raw(0), 0).failure().is_none());
+        let silent = ended(ExitStatus::from_raw(1 << 8), (earlier.len() + text.len()) as u64);
+        assert!(silent.obeyed(1) && !silent.obeyed(75));
+        assert!(!ended(ExitStatus::from_raw(1 << 8), 0).obeyed(1), "it failed by itself");
         assert!(ended(ExitStatus::from_raw(75 << 8), 0).failure().is_none());
     }
 }
