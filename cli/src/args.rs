@@ -46,6 +46,14 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
 }
 
+impl Command {
+    /// Log lines that are wanted when `BALLAST_LOG` says nothing. A worker has nothing else to tell; all others show
+    /// events.
+    pub(crate) fn default_filter(&self) -> &'static str {
+        if matches!(self, Self::Worker(_)) { "info" } else { "error" }
+    }
+}
+
 /// A run file and what is changed of it.
 #[derive(Debug, Args)]
 pub(crate) struct RunFileArgs {

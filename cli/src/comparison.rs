@@ -121,7 +121,10 @@ fn measures(digests: &[Digest]) -> Vec<(String, Measure)> {
     let mut measures: Vec<(String, Measure)> = vec![
         ("data".into(), Box::new(|d| d.data_sha256.get(..12).map(str::to_owned))),
         ("samples".into(), Box::new(|d| Some(d.samples.to_string()))),
-        ("steps".into(), Box::new(|d| Some(if d.finished { d.steps.to_string() } else { format!("{} (not finished)", d.steps) }))),
+        (
+            "steps".into(),
+            Box::new(|d| Some(if d.finished { d.steps.to_string() } else { format!("{} (not finished)", d.steps) })),
+        ),
         ("first loss".into(), Box::new(|d| d.first_loss.map(|loss| format!("{loss:.4}")))),
         (format!("loss, mean of the last {LAST_STEPS}"), Box::new(|d| d.last_loss.map(|loss| format!("{loss:.4}")))),
         ("tokens/s".into(), Box::new(|d| d.tokens_per_second.map(|t| format!("{t:.0}")))),

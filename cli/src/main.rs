@@ -20,10 +20,11 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     failure::explain_panics();
-    args::parse().and_then(|cli| {
-        let screen = screen::Screen::new(cli.log)?;
-        let result = commands::run(cli.command, &screen);
-        Ok(failure::exit_code(result, &screen))
-    })
-    .unwrap_or_else(failure::usage)
+    args::parse()
+        .and_then(|cli| {
+            let screen = screen::Screen::new(cli.log, cli.command.default_filter())?;
+            let result = commands::run(cli.command, &screen);
+            Ok(failure::exit_code(result, &screen))
+        })
+        .unwrap_or_else(failure::usage)
 }

@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn every_page_is_of_a_code() {
-        let files = std::fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let files =
+            std::fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let pages: BTreeSet<_> = files.filter(|name| name != "README.md").collect();
         let codes: BTreeSet<_> = ErrorCode::ALL.iter().map(|code| format!("{code}.md")).collect();
         assert_eq!(pages, codes);

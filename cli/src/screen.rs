@@ -20,8 +20,8 @@ pub(crate) struct Screen {
 }
 
 impl Screen {
-    /// Takes hold of standard error and of log lines.
-    pub(crate) fn new(format: LogFormat) -> Result<Self, clap::Error> {
+    /// Takes hold of standard error and of log lines, which `default_filter` selects when the environment does not.
+    pub(crate) fn new(format: LogFormat, default_filter: &str) -> Result<Self, clap::Error> {
         let target = match format {
             LogFormat::Text => ProgressDrawTarget::stderr(),
             LogFormat::Json => ProgressDrawTarget::hidden(),
@@ -29,10 +29,11 @@ impl Screen {
         let screen = Self { format, bars: MultiProgress::with_draw_target(target) };
         let filter = match std::env::var(FILTER) {
             Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
-                let message = format!("{FILTER} = {text:?} is no filter of log lines ({error}); write `info` or `warn`\n");
+                let message =
+                    format!("{FILTER} = {text:?} is no filter of log lines ({error}); write `info` or `warn`\n");
                 crate::args::Cli::command().error(ErrorKind::InvalidValue, message)
             })?,
-            Err(_) => EnvFilter::new("warn"),
+            Err(_) => EnvFilter::new(default_filter),
         };
         let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(screen.clone());
         match format {

@@ -60,9 +60,6 @@ impl LocalWorkers {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 command.arg("--threads").arg(share(cores, count, number).to_string());
             }
-            if std::env::var_os("BALLAST_LOG").is_none() {
-                command.env("BALLAST_LOG", "info");
-            }
             // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
             command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
             command.stdout(log.try_clone().map_err(|e| failed(&path, e))?).stderr(log);

@@ -55,7 +55,12 @@ pub(crate) async fn follow(
     presenter.finish();
     dead.extend(workers.dismiss(PATIENCE).await);
     dead.retain(|worker| !worker.obeyed(outcome.exit_code));
-    outcome.failure = outcome.failure.map(|failure| nearer_cause(failure, &dead));
+    if let Some(cause) = outcome.failure.as_ref().and_then(|failure| nearer_cause(failure, &dead)) {
+        if cause.code.exit_code() == exit::FAILED {
+            outcome.exit_code = exit::FAILED;
+        }
+        outcome.failure = Some(cause);
+    }
     Ok(outcome)
 }
 
@@ -71,7 +76,7 @@ pub(crate) fn tell(outcome: &RunOutcome, screen: &Screen) -> u8 {
 }
 
 /// What the coordinator sees of a worker's death is an echo; the worker's own last words are the cause.
-fn nearer_cause(failure: Failure, dead: &[Ended]) -> Failure {
+fn nearer_cause(failure: &Failure, dead: &[Ended]) -> Option<Failure> {
     let echoes = [
         ErrorCode::WorkerLost,
         ErrorCode::LeaseExpired,
@@ -79,10 +84,7 @@ fn nearer_cause(failure: Failure, dead: &[Ended]) -> Failure {
         ErrorCode::BadFrame,
         ErrorCode::StaleGeneration,
     ];
-    if !echoes.contains(&failure.code) {
-        return failure;
-    }
-    dead.iter().find_map(Ended::failure).unwrap_or(failure)
+    if echoes.contains(&failure.code) { dead.iter().find_map(Ended::failure) } else { None }
 }
 
 /// The signals that ask a run to stop.

@@ -38,7 +38,10 @@ fn statistics(stats: &Stats) -> String {
     line("samples", stats.samples.to_string());
     line("tokens", stats.tokens.to_string());
     line("  that bear loss", format!("{} ({:.1}%)", stats.loss_tokens, share(stats.loss_tokens, stats.tokens)));
-    line("  added by LookAhead", format!("{} ({:.1}%)", stats.preview_tokens, share(stats.preview_tokens, stats.tokens)));
+    line(
+        "  added by LookAhead",
+        format!("{} ({:.1}%)", stats.preview_tokens, share(stats.preview_tokens, stats.tokens)),
+    );
     line("tokens a sample", format!("{} to {}, mean {:.1}", stats.min_tokens, stats.max_tokens, stats.mean_tokens));
     line("rows with a preview", stats.rewritten.to_string());
     let rare = [
@@ -95,7 +98,8 @@ mod tests {
 
     #[test]
     fn rare_counts_are_shown_only_when_there_are_any() {
-        let text = statistics(&Stats { rows: 3, samples: 2, bad_rows: 1, tokens: 40, loss_tokens: 10, ..Stats::default() });
+        let text =
+            statistics(&Stats { rows: 3, samples: 2, bad_rows: 1, tokens: 40, loss_tokens: 10, ..Stats::default() });
         assert!(text.contains("malformed, left out   1\n") && text.contains("10 (25.0%)"), "{text}");
         assert!(!text.contains("too long"), "{text}");
     }

@@ -68,9 +68,9 @@ impl Kind {
             Self::NotNegative(max) => format!("a number from 0 to {max}"),
             Self::Fraction => "a number from 0 to less than 1".into(),
             Self::Text => "a string that is not empty".into(),
-            Self::Name => format!(
-                "up to {LONGEST_NAME} letters, digits, `.`, `_` and `-`, beginning with a letter, digit or `_`"
-            ),
+            Self::Name => {
+                format!("up to {LONGEST_NAME} letters, digits, `.`, `_` and `-`, beginning with a letter, digit or `_`")
+            }
             Self::Path => "a path".into(),
             Self::Paths => "a path, or a list of different paths that is not empty".into(),
             Self::Model => "a directory, a GGUF file, or `hf:org/name`".into(),

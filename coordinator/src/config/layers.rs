@@ -74,7 +74,8 @@ pub(super) fn read(path: &Path) -> Result<String, ConfigError> {
         return Err(unreadable(format!("it has {} bytes, and no run file is that long", metadata.len())));
     }
     let bytes = std::fs::read(path).map_err(|e| unreadable(e.to_string()))?;
-    String::from_utf8(bytes).map_err(|e| unreadable(format!("it is not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
+    String::from_utf8(bytes)
+        .map_err(|e| unreadable(format!("it is not UTF-8 at byte {}", e.utf8_error().valid_up_to())))
 }
 
 /// The settings of a run file's text.
@@ -96,9 +97,11 @@ pub(super) fn from_file(path: &Path, text: &str) -> Result<Vec<Setting>, ConfigE
         if table.is_empty() && !keys::sections().contains(&section) {
             return Err(unknown(section, at(start)));
         }
-        entries.extend(table.iter().map(|(key, value)| {
-            (key.span().start, format!("{section}.{}", key.get_ref()), value.get_ref())
-        }));
+        entries.extend(
+            table
+                .iter()
+                .map(|(key, value)| (key.span().start, format!("{section}.{}", key.get_ref()), value.get_ref())),
+        );
     }
     // The error told is the first in the file, not in the alphabet.
     entries.sort_by_key(|(start, ..)| *start);
@@ -186,12 +189,12 @@ fn owned(value: &DeValue<'_>, name: &str, origin: &Origin) -> Result<Value, Conf
             i64::from_str_radix(integer.as_str(), integer.radix())
                 .map_err(|_| unfit(integer.to_string(), "an integer of 64 bits"))?,
         ),
-        DeValue::Float(float) => Value::Float(
-            float.as_str().parse().map_err(|_| unfit(float.as_str().to_owned(), "a float of 64 bits"))?,
-        ),
-        DeValue::Array(items) => Value::Array(
-            items.iter().map(|item| owned(item.get_ref(), name, origin)).collect::<Result<_, _>>()?,
-        ),
+        DeValue::Float(float) => {
+            Value::Float(float.as_str().parse().map_err(|_| unfit(float.as_str().to_owned(), "a float of 64 bits"))?)
+        }
+        DeValue::Array(items) => {
+            Value::Array(items.iter().map(|item| owned(item.get_ref(), name, origin)).collect::<Result<_, _>>()?)
+        }
         DeValue::Table(entries) => Value::Table(
             entries
                 .iter()

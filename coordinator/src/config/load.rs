@@ -150,7 +150,9 @@ fn kind(value: &Value) -> ValueKind {
         Value::Integer(integer) => ValueKind::I64(*integer),
         Value::Float(float) => ValueKind::Float(*float),
         Value::String(text) => ValueKind::String(text.clone()),
-        Value::Array(items) => ValueKind::Array(items.iter().map(|item| config::Value::new(None, kind(item))).collect()),
+        Value::Array(items) => {
+            ValueKind::Array(items.iter().map(|item| config::Value::new(None, kind(item))).collect())
+        }
         Value::Datetime(_) | Value::Table(_) => ValueKind::Nil,
     }
 }

@@ -2,15 +2,15 @@
 
 use super::error::ConfigError;
 use super::kind;
-use super::layers::{Origin, shown};
+use super::layers::shown;
 use super::load::Resolved;
-use super::sections::{Cluster, RunFile};
+use super::sections::{Cluster, Eval, RunFile};
 use super::words::{LookAheadMode, PreviewLevel, RowFormat, Turns};
 
 /// Applies every rule; the first broken one is told.
 pub(super) fn check(resolved: &Resolved) -> Result<(), ConfigError> {
     let run = &resolved.run;
-    for broken in [rows(run), lookahead(run), schedule(run), evaluation(resolved), model(run), ladder(&run.cluster)] {
+    for broken in [rows(run), lookahead(run), schedule(run), evaluation(&run.eval), model(run), ladder(&run.cluster)] {
         if let Some(broken) = broken {
             return Err(broken.told(resolved));
         }
@@ -159,13 +159,13 @@ fn schedule(run: &RunFile) -> Option<Broken> {
     None
 }
 
-fn evaluation(resolved: &Resolved) -> Option<Broken> {
-    let eval = &resolved.run.eval;
+fn evaluation(eval: &Eval) -> Option<Broken> {
     if eval.heldout.is_none() {
         if eval.heldout_limit.is_some() {
             return Broken::new("eval.heldout_limit", "eval.heldout", "there are no held-out rows to limit");
         }
-        if eval.samples > 0 && *resolved.origin("eval.samples") != Origin::Default {
+        // The default needs no held-out rows: without them there is nothing to answer.
+        if eval.samples > Eval::default().samples {
             return Broken::new("eval.samples", "eval.heldout", "sample answers are given to held-out prompts");
         }
     }

@@ -247,14 +247,7 @@ pub struct Eval {
 
 impl Default for Eval {
     fn default() -> Self {
-        Self {
-            heldout: None,
-            heldout_limit: None,
-            kl_positions: 8,
-            probes: None,
-            samples: 1,
-            max_new_tokens: 128,
-        }
+        Self { heldout: None, heldout_limit: None, kl_positions: 8, probes: None, samples: 1, max_new_tokens: 128 }
     }
 }
 

@@ -93,6 +93,9 @@ fn what_is_shown_loads_back_to_the_same_values() {
     }
     let again = load_text(&shown, &[("run.dir", "runs/demo")], &[]).unwrap();
     assert_eq!(again.run, resolved.run);
+
+    let defaults = load_text(with("").unwrap().to_toml(), &[], &[]).unwrap();
+    assert_eq!(defaults.run.eval, RunFile::default().eval);
 }
 
 /// Message of the refusal, without the run file's temporary directory.
@@ -177,7 +180,9 @@ fn a_file_that_is_not_toml_is_refused_with_its_line() {
         refusal(load_text("[run]\nname = \"x\nseed = 1\n", &[], &[])),
         "B1001: demo.toml, line 2, column 10: not TOML: invalid basic string, expected `\"`"
     );
-    assert!(refusal(load_text("[run]\nseed = 1\nseed = 2\n", &[], &[])).contains("line 3, column 1: not TOML: duplicate"));
+    assert!(
+        refusal(load_text("[run]\nseed = 1\nseed = 2\n", &[], &[])).contains("line 3, column 1: not TOML: duplicate")
+    );
     assert!(refusal(load_text([0xff, 0xfe, b'a'], &[], &[])).contains("it is not UTF-8 at byte 0"));
     assert!(refusal(load_text(vec![b'#'; 2 << 20], &[], &[])).contains("no run file is that long"));
     assert!(refusal(load(Path::new("/nowhere/x.toml"), &[], &[])).contains("No such file"));
@@ -188,7 +193,8 @@ fn a_file_that_is_not_toml_is_refused_with_its_line() {
 
 #[test]
 fn missing_keys_are_named() {
-    let message = "B1006: `model.source` is missing from demo.toml; set it to a directory, a GGUF file, or `hf:org/name`";
+    let message =
+        "B1006: `model.source` is missing from demo.toml; set it to a directory, a GGUF file, or `hf:org/name`";
     assert_eq!(refusal(load_text("", &[], &[])), message);
     assert!(refusal(load_text("", &[("model.source", "m")], &[])).starts_with("B1006: `data.train` is missing"));
 }
@@ -197,8 +203,16 @@ fn missing_keys_are_named() {
 fn contradictions_tell_both_values_and_the_reason() {
     let fields = "[data]\ntrain = \"r\"\nformat = \"fields\"\n[model]\nsource = \"m\"\n";
     let cases: Vec<(Result<Resolved, ConfigError>, &str, &str)> = vec![
-        (set("lookahead.turns", "all"), "`lookahead.turns` = \"all\" (--set)", "`data.train_turns` = \"last\" (default)"),
-        (load_text(fields, &[], &[]), "`data.format` = \"fields\" (demo.toml, line 3)", "`data.prompt_field` = nothing"),
+        (
+            set("lookahead.turns", "all"),
+            "`lookahead.turns` = \"all\" (--set)",
+            "`data.train_turns` = \"last\" (default)",
+        ),
+        (
+            load_text(fields, &[], &[]),
+            "`data.format` = \"fields\" (demo.toml, line 3)",
+            "`data.prompt_field` = nothing",
+        ),
         (load_text(fields, &[("data.prompt_field", "q")], &[]), "`data.format`", "`data.answer_field` = nothing"),
         (
             load_text(fields, &[("data.prompt_field", "q"), ("data.answer_field", "q")], &[]),
@@ -253,13 +267,19 @@ fn warm_up_is_checked_again_when_the_plan_is_known() {
     let resolved = set("train.warmup_steps", "10").unwrap();
     resolved.check_total_steps(11).unwrap();
     let message = resolved.check_total_steps(10).unwrap_err().to_string();
-    assert!(message.contains("`train.warmup_steps` = 10 (--set) contradicts `train.epochs` = 1 (default)"), "{message}");
+    assert!(
+        message.contains("`train.warmup_steps` = 10 (--set) contradicts `train.epochs` = 1 (default)"),
+        "{message}"
+    );
 }
 
 #[test]
 fn listening_beyond_loopback_must_be_accepted() {
     let message = refusal(set("cluster.bind", "0.0.0.0:7070"));
-    assert!(message.starts_with("B1007: `cluster.bind` = \"0.0.0.0:7070\" (--set) listens beyond loopback"), "{message}");
+    assert!(
+        message.starts_with("B1007: `cluster.bind` = \"0.0.0.0:7070\" (--set) listens beyond loopback"),
+        "{message}"
+    );
     load_text(SMALLEST, &[("cluster.bind", "0.0.0.0:7070"), ("cluster.insecure", "true")], &[]).unwrap();
     for loopback in ["127.0.0.1:0", "127.9.9.9:1", "[::1]:7070", "localhost:80"] {
         set("cluster.bind", loopback).unwrap();
