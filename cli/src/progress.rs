@@ -49,7 +49,7 @@ impl Presenter {
             let bar = self.bar("training", total);
             bar.set_position(step);
             bar.set_message(text);
-        } else if step % self.log_every == 0 || step == total {
+        } else if step.is_multiple_of(self.log_every) || step == total {
             self.screen.line(&format!("step {step}/{total}  {text}"));
         }
     }

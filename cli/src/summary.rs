@@ -3,7 +3,7 @@
 use crate::args::LogFormat;
 use crate::screen::{self, Screen};
 use crate::{answers, report_file};
-use ballast_coordinator::evaluation::{Evaluation, Heldout, MeanNll, Probes, RefusalRates};
+use ballast_coordinator::evaluation::{Evaluation, Heldout, Probes};
 use ballast_coordinator::report::Report;
 use ballast_coordinator::server::RunOutcome;
 use comfy_table::{CellAlignment, Table, presets};
@@ -65,21 +65,17 @@ fn base_and_tuned(evaluation: &Evaluation) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(["", "base", "tuned", "change"]);
     if let Some(Heldout { samples, first_tokens, base, tuned, .. }) = &evaluation.heldout {
-        let rows: [(String, fn(&MeanNll) -> Option<f64>); 3] = [
-            (format!("NLL of the first {first_tokens} answer tokens"), |nll| nll.first),
-            ("NLL of the later ones".into(), |nll| nll.later),
-            (format!("NLL of all ({samples} held-out answers)"), |nll| nll.all),
-        ];
-        for (what, of) in rows {
-            if let (Some(base), Some(tuned)) = (of(base), of(tuned)) {
+        let mut row = |what: String, base: Option<f64>, tuned: Option<f64>| {
+            if let (Some(base), Some(tuned)) = (base, tuned) {
                 table.add_row([what, format!("{base:.4}"), format!("{tuned:.4}"), format!("{:+.4}", tuned - base)]);
             }
-        }
+        };
+        row(format!("NLL of the first {first_tokens} answer tokens"), base.first, tuned.first);
+        row("NLL of the later ones".into(), base.later, tuned.later);
+        row(format!("NLL of all ({samples} held-out answers)"), base.all, tuned.all);
     }
     if let Some(Probes { prompts, base, tuned, .. }) = &evaluation.probes {
-        let rows: [(&str, fn(&RefusalRates) -> f64); 2] = [("strict", |r| r.strict), ("loose", |r| r.loose)];
-        for (how, of) in rows {
-            let (base, tuned) = (of(base), of(tuned));
+        for (how, base, tuned) in [("strict", base.strict, tuned.strict), ("loose", base.loose, tuned.loose)] {
             let change = format!("{:+.1} points", 100.0 * (tuned - base));
             table.add_row([format!("refusals of {prompts} probes, {how}"), percent(base), percent(tuned), change]);
         }
@@ -109,6 +105,7 @@ pub(crate) fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ballast_coordinator::evaluation::MeanNll;
 
     #[test]
     fn drift_is_drawn_to_scale() {

@@ -64,15 +64,16 @@ pub(crate) async fn follow(
     Ok(outcome)
 }
 
-/// Tells a failed or stopped run; the exit code of the process. A passing failure is worth another start only where the
-/// coordinator says so: without a checkpoint nothing would be resumed.
+/// Tells a failed or stopped run; the exit code of the process. The coordinator decides whether another start is worth
+/// it: without a checkpoint nothing would be resumed.
 pub(crate) fn tell(outcome: &RunOutcome, screen: &Screen) -> u8 {
-    let Some(failure) = &outcome.failure else { return outcome.exit_code };
-    failure::tell(failure, screen);
-    match failure.code.exit_code() {
-        exit::RETRY => outcome.exit_code,
-        code => code,
+    if let Some(failure) = &outcome.failure {
+        failure::tell(failure, screen);
+        if let (exit::RETRY, Some(checkpoint)) = (outcome.exit_code, &outcome.checkpoint) {
+            screen.note(&format!("  the same command goes on from {}", checkpoint.display()));
+        }
     }
+    outcome.exit_code
 }
 
 /// What the coordinator sees of a worker's death is an echo; the worker's own last words are the cause.

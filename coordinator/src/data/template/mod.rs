@@ -69,6 +69,8 @@ impl From<&Message> for Turn {
 }
 
 const TEMPLATE: &str = "chat template";
+/// Instructions that one rendering may take: far more than any conversation needs, and less than a second.
+const FUEL: u64 = 10_000_000;
 
 impl ChatTemplate {
     /// Compiles a template.
@@ -80,6 +82,7 @@ impl ChatTemplate {
         let failed = |error: Error| DataError::Template(format!("{} does not compile: {error}", source.name));
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?;
         environment.set_syntax(syntax);
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_formatter(python::print);
         environment.add_filter("tojson", python::to_json);
