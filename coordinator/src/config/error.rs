@@ -2,6 +2,7 @@
 
 use super::layers::Origin;
 use ballast_proto::{Coded, ErrorCode};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Why a run file was refused. Nothing has been started, written or listened on when it is returned.
@@ -41,7 +42,7 @@ pub enum ConfigError {
     #[error("`{key}` = {value} ({origin}) is {found}; allowed: {allowed}")]
     WrongType {
         /// Dotted key.
-        key: String,
+        key: &'static str,
         /// The value as written.
         value: String,
         /// Where it stands.
@@ -55,7 +56,7 @@ pub enum ConfigError {
     #[error("`{key}` = {value} ({origin}) {problem}; allowed: {allowed}")]
     BadValue {
         /// Dotted key.
-        key: String,
+        key: &'static str,
         /// The value as written.
         value: String,
         /// Where it stands.
@@ -66,28 +67,13 @@ pub enum ConfigError {
         allowed: String,
     },
     /// Two values that cannot both be meant.
-    #[error("`{key}` = {value} ({origin}) contradicts `{other}` = {other_value} ({other_origin}): {why}")]
-    Contradiction {
-        /// Dotted key that was judged.
-        key: String,
-        /// Its value.
-        value: String,
-        /// Where it stands.
-        origin: Origin,
-        /// Dotted key that it contradicts.
-        other: String,
-        /// The other's value.
-        other_value: String,
-        /// Where that stands.
-        other_origin: Origin,
-        /// The reason, and what to do.
-        why: String,
-    },
+    #[error(transparent)]
+    Contradiction(#[from] Box<Contradiction>),
     /// A key without a default is not set.
     #[error("`{key}` is missing from {}; set it to {allowed}", path.display())]
     Missing {
         /// Dotted key.
-        key: String,
+        key: &'static str,
         /// The run file.
         path: PathBuf,
         /// What the key may hold.
@@ -106,6 +92,35 @@ pub enum ConfigError {
     },
 }
 
+/// Two values that cannot both be meant.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{one} contradicts {other}: {why}")]
+pub struct Contradiction {
+    /// The value that was judged.
+    pub one: Side,
+    /// The value that it contradicts.
+    pub other: Side,
+    /// The reason, and what to do.
+    pub why: String,
+}
+
+/// One side of a contradiction.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Side {
+    /// Dotted key.
+    pub key: &'static str,
+    /// Its value.
+    pub value: String,
+    /// Where it stands.
+    pub origin: Origin,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` = {} ({})", self.key, self.value, self.origin)
+    }
+}
+
 impl Coded for ConfigError {
     fn code(&self) -> ErrorCode {
         match self {
@@ -113,7 +128,7 @@ impl Coded for ConfigError {
             Self::UnknownKey { .. } => ErrorCode::RunFileUnknownKey,
             Self::WrongType { .. } => ErrorCode::RunFileWrongType,
             Self::BadValue { .. } => ErrorCode::RunFileBadValue,
-            Self::Contradiction { .. } => ErrorCode::RunFileContradiction,
+            Self::Contradiction(_) => ErrorCode::RunFileContradiction,
             Self::Missing { .. } => ErrorCode::RunFileMissingKey,
             Self::InsecureBind { .. } => ErrorCode::InsecureBind,
         }

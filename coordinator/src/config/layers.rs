@@ -92,7 +92,7 @@ pub(super) fn from_file(path: &Path, text: &str) -> Result<Vec<Setting>, ConfigE
         let start = section.span().start;
         let section = section.get_ref().as_ref();
         let DeValue::Table(table) = value.get_ref() else {
-            return Err(not_a_section(section, &owned(value.get_ref(), section, &at(start))?, at(start)));
+            return Err(not_a_section(section, value.get_ref(), at(start)));
         };
         if table.is_empty() && !keys::sections().contains(&section) {
             return Err(unknown(section, at(start)));
@@ -106,9 +106,11 @@ pub(super) fn from_file(path: &Path, text: &str) -> Result<Vec<Setting>, ConfigE
     // The error told is the first in the file, not in the alphabet.
     entries.sort_by_key(|(start, ..)| *start);
     let settings = entries.into_iter().map(|(start, name, value)| {
-        let origin = at(start);
-        let value = owned(value, &name, &origin)?;
-        setting(&name, value, origin)
+        let key = keys::find(&name).ok_or_else(|| unknown(&name, at(start)))?;
+        match owned(value) {
+            Ok(value) => setting(key, value, at(start)),
+            Err(number) => Err(unfit(key.name, number, at(start), key.kind.allowed())),
+        }
     });
     settings.collect()
 }
@@ -129,78 +131,60 @@ pub(super) fn from_overrides(overrides: &[(String, String)]) -> Result<Vec<Setti
 
 fn from_text(name: &str, text: &str, origin: Origin) -> Result<Setting, ConfigError> {
     let key = keys::find(name).ok_or_else(|| unknown(name, origin.clone()))?;
-    setting(name, key.kind.read_text(text), origin)
+    setting(key, key.kind.read_text(text), origin)
 }
 
-/// A setting whose key is known and may hold the value.
-fn setting(name: &str, value: Value, origin: Origin) -> Result<Setting, ConfigError> {
-    let Some(key) = keys::find(name) else { return Err(unknown(name, origin)) };
-    match key.kind.check(&value) {
-        Ok(value) => Ok(Setting { key, value, origin }),
-        Err(Refusal::Type(found)) => Err(ConfigError::WrongType {
-            key: name.to_owned(),
-            value: shown(&value),
-            origin,
-            found,
-            allowed: key.kind.allowed(),
-        }),
-        Err(Refusal::Value(problem)) => Err(ConfigError::BadValue {
-            key: name.to_owned(),
-            value: shown(&value),
-            origin,
-            problem,
-            allowed: key.kind.allowed(),
-        }),
-    }
+/// A setting of a key that may hold the value.
+fn setting(key: &'static Key, value: Value, origin: Origin) -> Result<Setting, ConfigError> {
+    let (refusal, value) = match key.kind.check(&value) {
+        Ok(value) => return Ok(Setting { key, value, origin }),
+        Err(refusal) => (refusal, shown(&value)),
+    };
+    let (key, allowed) = (key.name, key.kind.allowed());
+    Err(match refusal {
+        Refusal::Type(found) => ConfigError::WrongType { key, value, origin, found, allowed },
+        Refusal::Value(problem) => ConfigError::BadValue { key, value, origin, problem, allowed },
+    })
 }
 
 fn unknown(name: &str, origin: Origin) -> ConfigError {
     ConfigError::UnknownKey { key: name.to_owned(), origin, hint: keys::hint(name) }
 }
 
+fn unfit(key: &'static str, value: String, origin: Origin, allowed: String) -> ConfigError {
+    ConfigError::BadValue { key, value, origin, problem: "does not fit into 64 bits".into(), allowed }
+}
+
 /// A top-level value where a section should stand.
-fn not_a_section(name: &str, value: &Value, origin: Origin) -> ConfigError {
-    if !keys::sections().contains(&name) {
+fn not_a_section(name: &str, value: &DeValue<'_>, origin: Origin) -> ConfigError {
+    let Some(key) = keys::sections().into_iter().find(|section| *section == name) else {
         return unknown(name, origin);
-    }
-    ConfigError::WrongType {
-        key: name.to_owned(),
-        value: shown(value),
-        origin,
-        found: type_of(value),
-        allowed: format!("a section, written [{name}]"),
+    };
+    let allowed = format!("a section, written [{name}]");
+    match owned(value) {
+        Ok(value) => ConfigError::WrongType { key, value: shown(&value), origin, found: type_of(&value), allowed },
+        Err(number) => unfit(key, number, origin, allowed),
     }
 }
 
-/// A parsed value without its spans. Numbers that fit no type of TOML are refused here.
-fn owned(value: &DeValue<'_>, name: &str, origin: &Origin) -> Result<Value, ConfigError> {
-    let unfit = |value: String, allowed: &str| ConfigError::BadValue {
-        key: name.to_owned(),
-        value,
-        origin: origin.clone(),
-        problem: "does not fit into 64 bits".into(),
-        allowed: keys::find(name).map_or(allowed.to_owned(), |key| key.kind.allowed()),
-    };
+/// A parsed value without its spans, or the number in it that fits no type of TOML.
+fn owned(value: &DeValue<'_>) -> Result<Value, String> {
     Ok(match value {
         DeValue::String(text) => Value::String(text.clone().into_owned()),
         DeValue::Boolean(boolean) => Value::Boolean(*boolean),
         DeValue::Datetime(datetime) => Value::Datetime(*datetime),
-        DeValue::Integer(integer) => Value::Integer(
-            i64::from_str_radix(integer.as_str(), integer.radix())
-                .map_err(|_| unfit(integer.to_string(), "an integer of 64 bits"))?,
-        ),
-        DeValue::Float(float) => {
-            Value::Float(float.as_str().parse().map_err(|_| unfit(float.as_str().to_owned(), "a float of 64 bits"))?)
+        DeValue::Integer(integer) => {
+            let number = i64::from_str_radix(integer.as_str(), integer.radix());
+            Value::Integer(number.map_err(|_| integer.to_string())?)
         }
+        DeValue::Float(float) => Value::Float(float.as_str().parse().map_err(|_| float.as_str().to_owned())?),
         DeValue::Array(items) => {
-            Value::Array(items.iter().map(|item| owned(item.get_ref(), name, origin)).collect::<Result<_, _>>()?)
+            Value::Array(items.iter().map(|item| owned(item.get_ref())).collect::<Result<_, _>>()?)
         }
-        DeValue::Table(entries) => Value::Table(
-            entries
-                .iter()
-                .map(|(key, value)| Ok((key.get_ref().to_string(), owned(value.get_ref(), name, origin)?)))
-                .collect::<Result<_, ConfigError>>()?,
-        ),
+        DeValue::Table(entries) => {
+            let entries = entries.iter().map(|(key, value)| Ok((key.get_ref().to_string(), owned(value.get_ref())?)));
+            Value::Table(entries.collect::<Result<_, String>>()?)
+        }
     })
 }
 

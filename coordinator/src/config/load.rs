@@ -70,7 +70,7 @@ fn require(path: &Path, origins: &BTreeMap<&'static str, Origin>) -> Result<(), 
     for name in ["model.source", "data.train"] {
         if origins.get(name) == Some(&Origin::Default) {
             let allowed = keys::find(name).map(|key| key.kind.allowed()).unwrap_or_default();
-            return Err(ConfigError::Missing { key: name.into(), path: path.to_owned(), allowed });
+            return Err(ConfigError::Missing { key: name, path: path.to_owned(), allowed });
         }
     }
     Ok(())
@@ -82,7 +82,7 @@ fn name_run(run: &mut RunFile, path: &Path) -> Result<(), ConfigError> {
         let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if Kind::Name.check(&Value::String(stem.clone())).is_err() {
             return Err(ConfigError::BadValue {
-                key: "run.name".into(),
+                key: "run.name",
                 value: layers::shown(&Value::String(stem)),
                 origin: Origin::Default,
                 problem: "is the name of the run file and cannot name the run: set run.name".into(),

@@ -15,7 +15,7 @@ mod show;
 mod tests;
 mod words;
 
-pub use error::ConfigError;
+pub use error::{ConfigError, Contradiction, Side};
 pub use keys::{KEYS, Key};
 pub use kind::Kind;
 pub use layers::{Origin, environment};

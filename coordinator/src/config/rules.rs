@@ -1,6 +1,6 @@
 //! What single values cannot show: contradictions between them, and the order of the timeout ladder.
 
-use super::error::ConfigError;
+use super::error::{ConfigError, Contradiction, Side};
 use super::kind;
 use super::layers::shown;
 use super::load::Resolved;
@@ -10,12 +10,11 @@ use super::words::{LookAheadMode, PreviewLevel, RowFormat, Turns};
 /// Applies every rule; the first broken one is told.
 pub(super) fn check(resolved: &Resolved) -> Result<(), ConfigError> {
     let run = &resolved.run;
-    for broken in [rows(run), lookahead(run), schedule(run), evaluation(&run.eval), model(run), ladder(&run.cluster)] {
-        if let Some(broken) = broken {
-            return Err(broken.told(resolved));
-        }
+    let rules = [rows(run), lookahead(run), schedule(run), evaluation(&run.eval), model(run), ladder(&run.cluster)];
+    match rules.into_iter().flatten().next() {
+        Some(broken) => Err(broken.told(resolved)),
+        None => bind(resolved),
     }
-    bind(resolved)
 }
 
 impl Resolved {
@@ -51,7 +50,7 @@ impl Resolved {
             return Ok(());
         }
         Err(ConfigError::BadValue {
-            key: "cluster.bind".into(),
+            key: "cluster.bind",
             value: value_of(&self.run, "cluster.bind"),
             origin: self.origin("cluster.bind").clone(),
             problem: "leaves the port open, and workers could not be told where to go".into(),
@@ -73,15 +72,8 @@ impl Broken {
     }
 
     fn told(self, resolved: &Resolved) -> ConfigError {
-        ConfigError::Contradiction {
-            key: self.key.into(),
-            value: value_of(&resolved.run, self.key),
-            origin: resolved.origin(self.key).clone(),
-            other: self.other.into(),
-            other_value: value_of(&resolved.run, self.other),
-            other_origin: resolved.origin(self.other).clone(),
-            why: self.why,
-        }
+        let side = |key| Side { key, value: value_of(&resolved.run, key), origin: resolved.origin(key).clone() };
+        Box::new(Contradiction { one: side(self.key), other: side(self.other), why: self.why }).into()
     }
 }
 
