@@ -73,6 +73,7 @@ fn garbage_does_not_disturb_a_coordinator() {
     let mut coordinator = std::process::Command::new(env!("CARGO_BIN_EXE_ballast"))
         .args(["coordinator", "run.toml", "--set", &bind])
         .current_dir(scene.path(""))
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
