@@ -14,9 +14,6 @@ use crate::contract::Result;
 
 /// Most bytes of logits at a time (but never less than one row).
 const SCRATCH_BYTES: usize = 32 << 20;
-/// Exponentials that are summed in f32 before the sum moves to f64.
-const SUM_BLOCK: usize = 4096;
-
 /// Rows of a chunk: a function of the vocabulary alone.
 fn chunk_rows(vocab: usize) -> usize {
     let rows = (SCRATCH_BYTES / size_of::<f32>() / row_stride(vocab)).max(1);
@@ -133,9 +130,13 @@ fn product_with_head(
 }
 
 /// `-log softmax(logits)[target]`. The logits become exponentials; with `gradient`, `softmax - one_hot(target)`.
+///
+/// The exponentials are summed in sixteen f32 lanes over the whole row, as torch's f32 log-softmax does on AVX-512.
+/// That sum is low by about 9e-6 for a vocabulary of 49,152, and the gradient of confident rows feels it: with a better
+/// sum the first-step gradients would be 2.6e-4 away from PEFT's instead of 3e-6.
 fn negative_log_likelihood(logits: &mut [f32], target: usize, gradient: bool) -> f64 {
     let (max, logit) = (row_max(logits), logits[target]);
-    let sum: f64 = logits.chunks_mut(SUM_BLOCK).map(|block| f64::from(exponentials(block, max))).sum();
+    let sum = f64::from(exponentials(logits, max));
     if gradient {
         scale(logits, (1.0 / sum) as f32);
         logits[target] -= 1.0;
