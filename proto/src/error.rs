@@ -164,17 +164,15 @@ impl From<Failure> for Status {
 impl From<Status> for Failure {
     /// Keeps the sender's code; a status that ballast did not make is a connection fault or a protocol fault.
     fn from(status: Status) -> Self {
-        let code = status
-            .metadata()
-            .get(CODE_KEY)
-            .and_then(|v| v.to_str().ok())
-            .and_then(|v| v.parse().ok())
-            .unwrap_or(match status.code() {
-                Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
-                    ErrorCode::CoordinatorUnreachable
-                }
-                _ => ErrorCode::BadMessage,
-            });
+        let code =
+            status.metadata().get(CODE_KEY).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok()).unwrap_or(
+                match status.code() {
+                    Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
+                        ErrorCode::CoordinatorUnreachable
+                    }
+                    _ => ErrorCode::BadMessage,
+                },
+            );
         Self::new(code, status.message().to_owned())
     }
 }

@@ -35,11 +35,14 @@ fn main() -> Result<()> {
     let tokenizers_seconds = began.elapsed().as_secs_f64();
 
     let tokens: usize = encodings.iter().map(|encoding| encoding.get_ids().len()).sum();
-    println!("{}", json!({
-        "rows": rows,
-        "tokens": tokens,
-        "ballast_seconds": ballast_seconds,
-        "tokenizers_seconds": tokenizers_seconds,
-    }));
+    println!(
+        "{}",
+        json!({
+            "rows": rows,
+            "tokens": tokens,
+            "ballast_seconds": ballast_seconds,
+            "tokenizers_seconds": tokenizers_seconds,
+        })
+    );
     Ok(())
 }
