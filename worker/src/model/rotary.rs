@@ -1,4 +1,7 @@
-//! Rotary angles (Su et al., RoFormer, 2104.09864), computed in f64.
+//! Rotary angles (Su et al., RoFormer, 2104.09864).
+//!
+//! Frequencies are computed in f64; frequencies and angles are then rounded to f32, because that is how models are
+//! trained and served (transformers forms both in f32): at position 200 exact angles are 1e-5 away from those.
 
 use ballast_basemodel::{Architecture, RotaryScaling};
 use std::f64::consts::TAU;
@@ -7,15 +10,15 @@ use std::f64::consts::TAU;
 pub(super) fn tables(architecture: &Architecture) -> (Vec<f32>, Vec<f32>) {
     let frequencies = frequencies(architecture);
     let angles = (0..architecture.max_positions)
-        .flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency));
+        .flat_map(|position| frequencies.iter().map(move |frequency| f64::from(position as f32 * frequency)));
     angles.map(|angle| (angle.cos() as f32, angle.sin() as f32)).unzip()
 }
 
 /// Radians a position, for each pair of channels.
-fn frequencies(architecture: &Architecture) -> Vec<f64> {
+fn frequencies(architecture: &Architecture) -> Vec<f32> {
     (0..architecture.head_dim / 2)
         .map(|pair| architecture.rope_theta.powf(-2.0 * pair as f64 / architecture.head_dim as f64))
-        .map(|frequency| scaled(frequency, &architecture.rope_scaling))
+        .map(|frequency| scaled(frequency, &architecture.rope_scaling) as f32)
         .collect()
 }
 
