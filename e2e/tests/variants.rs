@@ -1,5 +1,6 @@
 //! Every supported model variant beside transformers and PEFT: logits, gradients, losses and final adapter of the fixtures that
 //! scripts/make_model_variants.py makes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(missing_docs)]
 
 use ballast_basemodel::ModelSource;

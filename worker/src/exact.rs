@@ -114,10 +114,9 @@ impl Flags {
         for (merged, &flag) in self.merged.iter_mut().zip(tensors) {
             *merged = flag.max(*merged);
         }
-        if tensors.contains(&FLAG_NOT_FINITE) || !loss_fits {
-            if let Some(first) = self.merged.last_mut() {
-                *first = (FLAG_NOT_FINITE - i64::from(micro_batch)).max(*first);
-            }
+        let finite = loss_fits && !tensors.contains(&FLAG_NOT_FINITE);
+        if let (false, Some(first)) = (finite, self.merged.last_mut()) {
+            *first = (FLAG_NOT_FINITE - i64::from(micro_batch)).max(*first);
         }
     }
 

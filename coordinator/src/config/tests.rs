@@ -48,7 +48,7 @@ fn later_layers_win_and_origins_are_kept() {
 #[test]
 fn defaults_fill_what_is_not_set() {
     let resolved = with("").unwrap();
-    let mut run = resolved.run.clone();
+    let mut run = resolved.run;
     assert_eq!(run.run.name, "demo");
     assert_eq!(run.run.dir, Path::new("runs/demo"));
     let defaults = RunFile::default();

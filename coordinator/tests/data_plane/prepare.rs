@@ -176,7 +176,8 @@ fn the_key_changes_with_all_that_shapes_the_set_and_with_nothing_else() {
     let (directory, run) = setup(&[pair("hello", "world"), pair("a", "b")]);
     let key = |run: &RunFile| prepare(run).unwrap().manifest.key;
     let base = key(&run);
-    let changes: [(&str, &dyn Fn(&mut RunFile)); 13] = [
+    type Change<'a> = (&'a str, &'a dyn Fn(&mut RunFile));
+    let changes: [Change<'_>; 13] = [
         ("mode", &|r| r.lookahead.mode = LookAheadMode::Virtual),
         ("template", &|r| r.data.template = "zephyr".into()),
         ("system", &|r| r.data.system = Some("s".into())),
@@ -204,7 +205,7 @@ fn the_key_changes_with_all_that_shapes_the_set_and_with_nothing_else() {
     }
     // The same bytes elsewhere, and settings that shape no sample.
     std::fs::copy(directory.path().join("train.jsonl"), directory.path().join("copy.jsonl")).unwrap();
-    let mut same = run.clone();
+    let mut same = run;
     same.data.train = Paths::Many(vec![directory.path().join("copy.jsonl")]);
     same.train.learning_rate = 1.0;
     assert_eq!(key(&same), base);

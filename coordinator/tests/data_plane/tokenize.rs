@@ -143,7 +143,7 @@ fn known_answers_give_the_same_ids() {
             let parts = segments(&["b", &format!("{answer}{end}")]);
             let known = encoder.alone(answer).unwrap();
             let sample = encoder.sample(&parts, &[], &[]).unwrap();
-            assert_eq!(encoder.sample(&parts, &[], &[known.clone()]).unwrap(), sample, "{answer}{end}");
+            assert_eq!(encoder.sample(&parts, &[], std::slice::from_ref(&known)).unwrap(), sample, "{answer}{end}");
             // That it is used at all, with a divider after it and no dummy prefix before.
             let lie = Tokenized { ids: vec![0], ..known };
             let used = encoder.sample(&parts, &[], &[lie]).unwrap() != sample;
