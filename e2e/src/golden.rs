@@ -1,11 +1,13 @@
 //! A directory of golden files: a training run of PEFT's, step by step.
 //!
-//!     golden.json                  config of the run; batches of token ids; loss (and gradient norm) of every step
-//!     adapter_init.safetensors     the adapter before the first step, under the names of PEFT's parameters
-//!     adapter_final.safetensors    the adapter after the last
-//!     step0_grads.safetensors      gradients of the first step
-//!     step0_logits.safetensors     logits of the first batch: `logits_<i>` of a whole sample, `logits_b<i>_last<n>` of its end
-//!     model/                       the base model, when it is small
+//! ```text
+//! golden.json                  config of the run; batches of token ids; loss (and gradient norm) of every step
+//! adapter_init.safetensors     the adapter before the first step, under the names of PEFT's parameters
+//! adapter_final.safetensors    the adapter after the last
+//! step0_grads.safetensors      gradients of the first step
+//! step0_logits.safetensors     logits of the first batch: `logits_<i>` of a whole sample, `logits_b<i>_last<n>` of its end
+//! model/                       the base model, when it is small
+//! ```
 
 use anyhow::{Context, Result, ensure};
 use ballast_proto::v1;

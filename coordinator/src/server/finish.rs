@@ -78,9 +78,15 @@ impl Conclusion {
         let finished = outcome.exit_code == exit::DONE;
         let newest = checkpoint::newest(&*store, &blueprint.shapes, &accept)?.0;
         let adapter = match &newest {
-            Some(c) if finished => Some(checkpoint::publish_adapter(&*store, &c.adapter, &blueprint.adapter_config)?),
-            None if finished => {
-                return Err(Failure::new(ErrorCode::Internal, "the run is complete but has no checkpoint"));
+            Some(c) if finished && c.state.step == ledger.head() => {
+                Some(checkpoint::publish_adapter(&*store, &c.adapter, &blueprint.adapter_config)?)
+            }
+            // An older adapter would pass for the result.
+            _ if finished => {
+                let step = ledger.head();
+                let message =
+                    format!("the checkpoint of the last step ({step}) does not verify: no adapter is published");
+                return Err(Failure::new(ErrorCode::CheckpointCorrupt, message));
             }
             _ => None,
         };

@@ -21,6 +21,12 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
     all
 }
 
+/// Typical error of the sum of exponentials, in roundings: a lane adds one sixteenth of the vocabulary in f32, one after
+/// the other (ADR 0009), and the roundings walk at random. It has the same sign in a whole row of the gradient.
+fn lane_sum_error(vocab: usize) -> f64 {
+    (vocab as f64 / 16.0).sqrt()
+}
+
 fn one<B: Backend>(
     b: &B,
     source: &mut Source,
@@ -47,7 +53,7 @@ fn one<B: Backend>(
     ok(b.linear_cross_entropy(&x, &head, &targets, &mut losses, Some(&mut d_x)));
     let mut all = vec![
         Comparison::new(format!("losses {case}"), ok(b.read_reals(&losses)), want.clone(), 16.0),
-        Comparison::new(format!("d_hidden {case}"), ok(b.read_activations(&d_x)), want_d, 32.0),
+        Comparison::new(format!("d_hidden {case}"), ok(b.read_activations(&d_x)), want_d, 32.0 + lane_sum_error(vocab)),
     ];
     let mut losses = poisoned_reals(b, rows);
     ok(b.linear_cross_entropy(&x, &head, &targets, &mut losses, None));
