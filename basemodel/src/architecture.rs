@@ -4,6 +4,7 @@ mod check;
 pub(crate) mod config;
 mod fields;
 pub(crate) mod gguf;
+mod tiny;
 
 /// A LLaMA-family decoder, as `config.json` or GGUF metadata describes it.
 #[derive(Clone, Debug, PartialEq)]

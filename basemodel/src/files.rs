@@ -13,6 +13,17 @@ pub(crate) const INDEX_LIMIT: u64 = 64 << 20;
 /// Largest `tokenizer.json`: vocabularies of 256 thousand tokens take some 35 MB.
 pub(crate) const TOKENIZER_LIMIT: u64 = 256 << 20;
 
+/// What Git leaves in place of a large file until Git LFS has fetched it begins so.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// Refuses bytes that only stand for the file.
+pub(crate) fn refuse_pointer(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if bytes.starts_with(LFS_POINTER) {
+        return Err(Error::malformed(path, "is a Git LFS pointer, not the file itself: run `git lfs pull` there"));
+    }
+    Ok(())
+}
+
 /// The file's bytes, or `None` where there is no such file.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     let file = match File::open(path) {
@@ -25,6 +36,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     if bytes.len() as u64 > limit {
         return Err(Error::malformed(path, format!("is larger than {} MiB", limit >> 20)));
     }
+    refuse_pointer(path, &bytes)?;
     Ok(Some(bytes))
 }
 

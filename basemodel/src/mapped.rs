@@ -1,7 +1,7 @@
 //! Memory-mapped files: the one module of this crate with unsafe code.
 #![allow(unsafe_code)]
 
-use crate::Error;
+use crate::{Error, files};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,7 @@ impl MappedFile {
         // documented for users (a base model must not change under a run) and cannot be ruled out by any mapping.
         let map = unsafe { memmap2::Mmap::map(&file) }
             .map_err(|e| Error::malformed(path, format!("cannot be mapped: {e}")))?;
+        files::refuse_pointer(path, &map)?;
         Ok(Self { path: path.to_owned(), map })
     }
 

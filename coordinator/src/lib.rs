@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod evaluation;
+mod json;
 pub mod ledger;
 pub mod membership;
 pub mod report;

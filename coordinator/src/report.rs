@@ -1,6 +1,6 @@
 //! `report.json`: what a run did, for people and for `ballast compare`.
 
-use crate::evaluation::Evaluation;
+use crate::{evaluation::Evaluation, ledger::Verified};
 use serde::{Deserialize, Serialize};
 
 /// Name of the report within the run directory.
@@ -35,6 +35,8 @@ pub struct Report {
     pub throughput: Throughput,
     /// Workers that trained last.
     pub workers: Vec<Worker>,
+    /// What the ledger proves: every sample was trained exactly once per epoch.
+    pub exactly_once: Verified,
     /// Every generation that committed a step.
     pub generations: Vec<GenerationSpan>,
     /// Base and tuned model, measured.

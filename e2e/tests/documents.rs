@@ -1,10 +1,12 @@
-//! What the documents say exists does: links lead somewhere, run files resolve, named commands are there.
+//! What the documents say exists does: links lead somewhere, run files resolve, commands and their options are there.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(missing_docs)]
 
 use ballast_coordinator::config;
+use ballast_e2e::process;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -79,6 +81,47 @@ fn run_files_in_the_documents_resolve() {
         }
     }
     assert!(found > 0);
+}
+
+/// Commands of a document, one on each line of its indented blocks, that begin with `program`; without that word.
+fn commands<'a>(text: &'a str, program: &'a str) -> impl Iterator<Item = &'a str> {
+    text.lines().filter_map(move |line| line.strip_prefix("    ")?.strip_prefix(program)?.strip_prefix(' '))
+}
+
+#[test]
+fn make_targets_in_the_documents_exist() {
+    let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
+    let targets: Vec<&str> = makefile.lines().filter_map(|line| line.split_once(':').map(|(name, _)| name)).collect();
+    let mut found = 0;
+    for document in files("md") {
+        let text = fs::read_to_string(&document).unwrap();
+        let quoted = text.split('`').skip(1).step_by(2).filter_map(|code| code.strip_prefix("make "));
+        for target in commands(&text, "make").chain(quoted).filter_map(|command| command.split_whitespace().next()) {
+            assert!(targets.contains(&target), "{}: there is no `make {target}`", document.display());
+            found += 1;
+        }
+    }
+    assert!(found > 5, "{found}");
+}
+
+#[test]
+fn commands_and_options_in_the_documents_exist() {
+    let ballast = process::binary().unwrap();
+    let mut found = 0;
+    for document in files("md") {
+        let text = fs::read_to_string(&document).unwrap();
+        for words in commands(&text, "ballast").map(|command| command.split_whitespace().collect::<Vec<_>>()) {
+            let output = Command::new(&ballast).args([words[0], "--help"]).output().unwrap();
+            assert!(output.status.success(), "{}: there is no `ballast {}`", document.display(), words[0]);
+            let help = String::from_utf8(output.stdout).unwrap();
+            for option in words.iter().filter(|word| word.starts_with("--")) {
+                let option = option.split('=').next().unwrap();
+                assert!(help.contains(option), "{}: `ballast {}` has no {option}", document.display(), words[0]);
+            }
+            found += 1;
+        }
+    }
+    assert!(found > 5, "{found}");
 }
 
 #[test]

@@ -161,18 +161,23 @@ impl From<Failure> for Status {
     }
 }
 
+impl Failure {
+    /// The code that the sender put into a status; `None` when Ballast did not make it.
+    #[must_use]
+    pub fn sent_code(status: &Status) -> Option<ErrorCode> {
+        status.metadata().get(CODE_KEY)?.to_str().ok()?.parse().ok()
+    }
+}
+
 impl From<Status> for Failure {
-    /// Keeps the sender's code; a status that ballast did not make is a connection fault or a protocol fault.
+    /// Keeps the sender's code; a status that Ballast did not make is a connection fault or a protocol fault.
     fn from(status: Status) -> Self {
-        let code =
-            status.metadata().get(CODE_KEY).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok()).unwrap_or(
-                match status.code() {
-                    Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
-                        ErrorCode::CoordinatorUnreachable
-                    }
-                    _ => ErrorCode::BadMessage,
-                },
-            );
+        let code = Self::sent_code(&status).unwrap_or(match status.code() {
+            Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => {
+                ErrorCode::CoordinatorUnreachable
+            }
+            _ => ErrorCode::BadMessage,
+        });
         Self::new(code, status.message().to_owned())
     }
 }

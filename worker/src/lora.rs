@@ -231,31 +231,15 @@ impl<'a, B: Backend> Adapter<'a, B> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ballast_basemodel::{Activation, RotaryScaling};
 
     fn architecture() -> Architecture {
         Architecture {
-            family: "llama".into(),
             hidden_size: 8,
             intermediate_size: 12,
-            layers: 2,
             heads: 2,
             kv_heads: 1,
             head_dim: 4,
-            vocab_size: 16,
-            max_positions: 32,
-            norm_epsilon: 1e-5,
-            norm_unit_offset: false,
-            qk_norm: false,
-            rope_theta: 1e4,
-            rope_scaling: RotaryScaling::Default,
-            sliding_window: None,
-            activation: Activation::Silu,
-            embedding_scale: 1.0,
-            qkv_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            tied_embeddings: false,
+            ..Architecture::tiny()
         }
     }
 

@@ -74,33 +74,10 @@ fn check(sequence: &Sequence, architecture: &Architecture) -> Result<(), String>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ballast_basemodel::{Activation, RotaryScaling};
     use ballast_proto::v1::TokenRange;
 
     fn architecture() -> Architecture {
-        Architecture {
-            family: "llama".into(),
-            hidden_size: 8,
-            intermediate_size: 8,
-            layers: 1,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 8,
-            vocab_size: 10,
-            max_positions: 6,
-            norm_epsilon: 1e-5,
-            norm_unit_offset: false,
-            qk_norm: false,
-            rope_theta: 1e4,
-            rope_scaling: RotaryScaling::Default,
-            sliding_window: None,
-            activation: Activation::Silu,
-            embedding_scale: 1.0,
-            qkv_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            tied_embeddings: false,
-        }
+        Architecture { vocab_size: 10, max_positions: 6, ..Architecture::tiny() }
     }
 
     fn sequence(ids: &[u32], loss: &[(u32, u32)]) -> Sequence {

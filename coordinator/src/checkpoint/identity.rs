@@ -1,11 +1,11 @@
 //! What a run is: `run.json`, and whether a run directory may be continued with a run file.
 
 use super::{
-    save::json,
     sha256_hex,
     store::{Store, StoreError},
 };
 use crate::config::{Resume, RunFile};
+use crate::json;
 use ballast_proto::{ErrorCode, Failure, v1::NumericsFingerprint};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -113,7 +113,7 @@ impl RunRecord {
     /// # Errors
     /// When the store fails.
     pub fn write(&self, store: &dyn Store) -> Result<(), Failure> {
-        Ok(store.put(RUN_FILE, &json(self)?)?)
+        Ok(store.put(RUN_FILE, &json::file(self))?)
     }
 
     /// Hash of all that decides which state a step leads to: a step redone under the same recipe must reproduce its

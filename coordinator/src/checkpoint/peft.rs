@@ -1,5 +1,6 @@
 //! `adapter_config.json`, as PEFT 0.21 writes and reads it.
 
+use crate::json;
 use serde_json::{Value, json};
 
 /// Its name within an adapter directory.
@@ -78,9 +79,7 @@ impl AdapterConfig {
             "use_rslora": self.rslora,
             "velora_config": null,
         });
-        let mut bytes = serde_json::to_vec_pretty(&config).unwrap_or_default();
-        bytes.push(b'\n');
-        bytes
+        json::file(&config)
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     store::Store,
     validate_adapter, validate_optimizer,
 };
+use crate::json;
 use ballast_proto::{ErrorCode, Failure, v1::Generation};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -86,7 +87,7 @@ pub fn save(store: &dyn Store, request: &SaveRequest<'_>) -> Result<String, Fail
         state_sha256: hex::encode(request.state_sha256),
     };
     let config = request.config.to_json();
-    let state = json(&state)?;
+    let state = json::file(&state);
     let mut files =
         [(ADAPTER_MODEL, request.adapter), (ADAPTER_CONFIG, &config), (OPTIMIZER, request.optimizer), (STATE, &state)];
     files.sort_unstable_by_key(|(name, _)| *name);
@@ -96,7 +97,7 @@ pub fn save(store: &dyn Store, request: &SaveRequest<'_>) -> Result<String, Fail
         generation: request.generation.to_string(),
         files: files.iter().map(|(name, bytes)| FileEntry::of(name, bytes)).collect(),
     };
-    let manifest = json(&manifest)?;
+    let manifest = json::file(&manifest);
     let manifest_name = format!("{directory}/{MANIFEST}");
     match store.get(&manifest_name) {
         Ok(existing) if existing == manifest => return Ok(directory),
@@ -113,12 +114,6 @@ pub fn save(store: &dyn Store, request: &SaveRequest<'_>) -> Result<String, Fail
     store.create(&manifest_name, &manifest)?;
     store.put(LATEST, format!("{directory}\n").as_bytes())?;
     Ok(directory)
-}
-
-pub(super) fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
-    bytes.push(b'\n');
-    Ok(bytes)
 }
 
 /// Step and generation number of a checkpoint: its age.

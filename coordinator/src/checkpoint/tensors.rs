@@ -108,32 +108,16 @@ fn finite(file: &str, name: &str, tensor: &TensorView<'_>) -> Result<(), Failure
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use ballast_basemodel::{Activation, RotaryScaling};
 
     /// A decoder small enough for tests of everything around it.
     pub(crate) fn architecture() -> Architecture {
         Architecture {
-            family: "llama".into(),
             hidden_size: 8,
             intermediate_size: 12,
-            layers: 2,
             heads: 2,
             kv_heads: 1,
             head_dim: 4,
-            vocab_size: 32,
-            max_positions: 128,
-            norm_epsilon: 1e-5,
-            norm_unit_offset: false,
-            qk_norm: false,
-            rope_theta: 1e4,
-            rope_scaling: RotaryScaling::Default,
-            sliding_window: None,
-            activation: Activation::Silu,
-            embedding_scale: 1.0,
-            qkv_bias: false,
-            output_bias: false,
-            mlp_bias: false,
-            tied_embeddings: true,
+            ..Architecture::tiny()
         }
     }
 

@@ -4,6 +4,7 @@ use super::cache;
 use super::error::DataError;
 use super::tokenize::Sample;
 use crate::config::LookAhead;
+use crate::json;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -133,9 +134,7 @@ impl PreparedSet {
         let rows = cache::read_rows(&self.cache_file)?;
         std::fs::create_dir_all(directory).map_err(|e| DataError::cache(directory, &e))?;
         cache::write_whole(&directory.join(ROWS_FILE), &rows)?;
-        let mut manifest = serde_json::to_vec_pretty(&self.manifest).unwrap_or_default();
-        manifest.push(b'\n');
-        cache::write_whole(&directory.join(MANIFEST_FILE), &manifest)
+        cache::write_whole(&directory.join(MANIFEST_FILE), &json::file(&self.manifest))
     }
 
     /// A sample as text, with the stretches that bear loss marked; `None` when there is no such sample.
@@ -166,14 +165,14 @@ impl PreparedSet {
 #[must_use]
 pub(super) fn samples_sha256(samples: &[Sample]) -> String {
     let mut hash = Sha256::new();
+    let mut bytes = Vec::new();
     for sample in samples {
-        hash.update((sample.ids.len() as u64).to_le_bytes());
-        sample.ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-        hash.update((sample.loss.len() as u64).to_le_bytes());
-        for range in &sample.loss {
-            hash.update(range.start.to_le_bytes());
-            hash.update(range.end.to_le_bytes());
-        }
+        bytes.clear();
+        bytes.extend((sample.ids.len() as u64).to_le_bytes());
+        bytes.extend(sample.ids.iter().flat_map(|id| id.to_le_bytes()));
+        bytes.extend((sample.loss.len() as u64).to_le_bytes());
+        bytes.extend(sample.loss.iter().flat_map(|range| [range.start, range.end]).flat_map(u32::to_le_bytes));
+        hash.update(&bytes);
     }
     hex::encode(hash.finalize())
 }

@@ -6,6 +6,7 @@ use crate::config::OnTooLong;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
+use std::sync::OnceLock;
 use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::processors::PostProcessorWrapper;
@@ -60,6 +61,8 @@ pub struct Encoder {
     bos: Option<(String, u32)>,
     /// Special tokens before which any text is tokenized as if it stood alone.
     dividers: Vec<String>,
+    /// What the first prompt has before its second divider, and its ids: in most sets the system turn of every row.
+    opening: OnceLock<Tokenized>,
     vocab_size: usize,
     sha256: String,
 }
@@ -83,7 +86,15 @@ impl Encoder {
         start.with_truncation(None).map_err(failed)?;
         let inside = without_dummy_prefix(&start)?;
         let dividers = dividers(&start);
-        Ok(Self { start, inside, bos, dividers, vocab_size, sha256: hex::encode(Sha256::digest(text)) })
+        Ok(Self {
+            start,
+            inside,
+            bos,
+            dividers,
+            opening: OnceLock::new(),
+            vocab_size,
+            sha256: hex::encode(Sha256::digest(text)),
+        })
     }
 
     /// SHA-256 of the tokenizer as JSON.
@@ -158,8 +169,34 @@ impl Encoder {
             return self.continuing(text);
         }
         let bos = self.bos.iter().filter(|(bos, _)| !text.starts_with(bos.as_str())).map(|&(_, id)| id);
-        let encoding = self.start.encode_fast(text, false).map_err(failed)?;
-        Ok(bos.chain(encoding.get_ids().iter().copied()).collect())
+        let (opening, rest) = self.opening(text)?;
+        let encoding = self.start.encode_fast(rest, false).map_err(failed)?;
+        Ok(bos.chain(opening.iter().chain(encoding.get_ids()).copied()).collect())
+    }
+
+    /// The ids of the opening of a prompt that has it, and the rest. A divider follows, so they are the same as in the
+    /// whole prompt; without a dummy prefix, those of the rest are too.
+    fn opening<'a>(&self, text: &'a str) -> Result<(&[u32], &'a str), DataError> {
+        if self.inside.is_some() {
+            return Ok((&[], text));
+        }
+        if self.opening.get().is_none() {
+            let divided = self.dividers.iter().flat_map(|divider| text.match_indices(divider)).map(|(at, _)| at);
+            let second = divided.filter(|at| *at > 0).min().unwrap_or(0);
+            let first = self.alone(&text[..second])?;
+            // Another thread may have met another prompt first: either serves.
+            let _ = self.opening.set(first);
+        }
+        let known = self.opening.get().and_then(|known| Some((known, text.strip_prefix(&*known.text)?)));
+        Ok(match known {
+            Some((known, rest)) if self.divided(rest) => (&known.ids, rest),
+            _ => (&[], text),
+        })
+    }
+
+    /// Whether a text begins with a divider.
+    fn divided(&self, text: &str) -> bool {
+        self.dividers.iter().any(|divider| text.starts_with(divider.as_str()))
     }
 
     fn continuing(&self, text: &str) -> Result<Vec<u32>, DataError> {
@@ -168,11 +205,9 @@ impl Encoder {
 
     /// An answer's ids: those of a known text, when a divider follows it here.
     fn answer(&self, text: &str, known: &[Tokenized]) -> Result<Vec<u32>, DataError> {
-        let divided = |after: &str| self.dividers.iter().any(|divider| after.starts_with(divider.as_str()));
-        let prefix = known
-            .iter()
-            .filter(|_| self.inside.is_none())
-            .find_map(|known| Some((known, text.strip_prefix(known.text.as_str()).filter(|after| divided(after))?)));
+        let prefix = known.iter().filter(|_| self.inside.is_none()).find_map(|known| {
+            Some((known, text.strip_prefix(known.text.as_str()).filter(|after| self.divided(after))?))
+        });
         match prefix {
             Some((known, after)) => Ok([known.ids.as_slice(), &self.continuing(after)?].concat()),
             None => self.continuing(text),

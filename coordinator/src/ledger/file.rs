@@ -1,6 +1,7 @@
 //! The ledger's file.
 
-use super::{Record, StepRecord};
+use super::{Record, StepRecord, Verified, verify};
+use crate::json;
 use ballast_proto::{Coded, ErrorCode, Failure};
 use std::{
     collections::BTreeMap,
@@ -31,6 +32,14 @@ pub enum LedgerError {
         /// What is wrong.
         problem: String,
     },
+    /// Its records do not prove that every sample was trained exactly once per epoch.
+    #[error("{}: {problem}", path.display())]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// The first rule that is broken.
+        problem: String,
+    },
     /// A redone step led to another state.
     #[error(
         "redoing step {step} led to state {found}, but it was {recorded} when it was first trained: a machine computes wrongly"
@@ -57,7 +66,7 @@ impl Coded for LedgerError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Io { .. } => ErrorCode::StorageFailed,
-            Self::Corrupt { .. } => ErrorCode::LedgerCorrupt,
+            Self::Corrupt { .. } | Self::Broken { .. } => ErrorCode::LedgerCorrupt,
             Self::Diverged { .. } => ErrorCode::StateDiverged,
             Self::OutOfOrder { .. } => ErrorCode::Internal,
         }
@@ -150,6 +159,15 @@ impl Ledger {
         self.last_generation
     }
 
+    /// Proves from the file, read back, that every one of `samples` was trained exactly once per epoch.
+    ///
+    /// # Errors
+    /// [`LedgerError::Broken`] when it was not; the others when the file cannot be read back.
+    pub fn verify(&self, samples: u64) -> Result<Verified, LedgerError> {
+        let (records, ..) = read(&self.path)?;
+        verify(&records, samples).map_err(|problem| LedgerError::Broken { path: self.path.clone(), problem })
+    }
+
     /// Records that a coordinator takes over at step `from`, voiding later steps.
     ///
     /// # Errors
@@ -209,8 +227,7 @@ const SEAL: &str = ",\"crc32\":\"";
 const SEAL_BYTES: usize = SEAL.len() + 8 + 2;
 
 fn encode(record: &Record) -> String {
-    // A record of strings and numbers always serializes.
-    let json = serde_json::to_string(record).unwrap_or_default();
+    let json = json::line(record);
     let body = json.strip_suffix('}').unwrap_or(&json);
     format!("{body}{SEAL}{:08x}\"}}\n", crc32fast::hash(body.as_bytes()))
 }

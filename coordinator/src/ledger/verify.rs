@@ -1,10 +1,11 @@
 //! The proof that every sample was trained exactly once per epoch, from the ledger's records alone.
 
 use super::{Record, StepRecord};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a ledger proves.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verified {
     /// Newest step that counts.
     pub head: u64,

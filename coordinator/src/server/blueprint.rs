@@ -8,6 +8,7 @@ use crate::{
         plan::{CostModel, Plan, PlanSettings},
     },
     evaluation::{self, Prompt, Task},
+    json,
     membership::StepTotals,
 };
 use ballast_basemodel::{Architecture, BaseModel, Projection};
@@ -88,7 +89,7 @@ impl RunData {
             heldout_prompts: prepared.heldout_prompts.iter().map(prompt).collect(),
             probes: prepared.probes.iter().map(prompt).collect(),
             sha256: prepared.sha256.clone(),
-            stats: serde_json::to_value(prepared.stats).unwrap_or_default(),
+            stats: json::value(&prepared.stats),
             warnings: prepared.warnings.clone(),
         }
     }
@@ -177,7 +178,7 @@ impl Blueprint {
             identity: Identity::new(&self.run, &self.targets, &self.model.sha256, &self.data.sha256),
             binary_sha256: self.binary_sha256.clone(),
             numerics: None,
-            settings: serde_json::to_value(&self.run).unwrap_or_default(),
+            settings: json::value(&self.run),
         }
     }
 

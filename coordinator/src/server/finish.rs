@@ -5,6 +5,7 @@ use crate::{
     checkpoint::{self, FinalAdapter, StateRecord, Store},
     config::LookAheadMode,
     evaluation::{Reading, summarize},
+    json,
     ledger::Ledger,
     report::{self, Report},
 };
@@ -71,12 +72,14 @@ impl Conclusion {
         let Self { blueprint, store, run_directory, ended, total_seconds, earlier } = self;
         let evaluation_seconds = ended.display.evaluation_time().map(|t| t.as_secs_f64());
         let ledger = ended.recorder.finish()?;
+        let exactly_once = ledger.verify(blueprint.data.samples.len() as u64)?;
         let accept = |state: &StateRecord| match ledger.step(state.step) {
             Some(step) if step.state_sha256 == state.state_sha256 => Ok(()),
             _ => Err("the ledger does not know it".to_owned()),
         };
         let finished = outcome.exit_code == exit::DONE;
-        let newest = checkpoint::newest(&*store, &blueprint.shapes, &accept)?.0;
+        let (newest, passed_over) = checkpoint::newest(&*store, &blueprint.shapes, &accept)?;
+        passed_over.into_iter().for_each(|warning| ended.display.warn(warning));
         let adapter = match &newest {
             Some(c) if finished && c.state.step == ledger.head() => {
                 Some(checkpoint::publish_adapter(&*store, &c.adapter, &blueprint.adapter_config)?)
@@ -117,6 +120,7 @@ impl Conclusion {
                 .into_iter()
                 .filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name }))
                 .collect(),
+            exactly_once,
             generations: generations(&ledger),
             evaluation,
             adapter: adapter.as_ref().map(|FinalAdapter { directory, sha256 }| report::Adapter {
@@ -125,10 +129,7 @@ impl Conclusion {
             }),
             warnings: ended.display.warnings(),
         };
-        let mut json =
-            serde_json::to_vec_pretty(&report).map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
-        json.push(b'\n');
-        store.put(report::REPORT, &json)?;
+        store.put(report::REPORT, &json::file(&report))?;
         Ok(RunOutcome {
             adapter: adapter.map(|a| run_directory.join(a.directory)),
             report: Some(run_directory.join(report::REPORT)),

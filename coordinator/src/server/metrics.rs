@@ -1,5 +1,6 @@
 //! `metrics/steps.jsonl`: one line a step, for plots.
 
+use crate::json;
 use ballast_proto::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -37,6 +38,15 @@ pub struct StepMetrics {
     pub recomputed: u32,
 }
 
+/// What opening the file gave.
+pub(super) struct Opened {
+    pub(super) file: MetricsFile,
+    /// Metrics of steps that are not trained again.
+    pub(super) earlier: Vec<StepMetrics>,
+    /// What of it is lost.
+    pub(super) warning: Option<String>,
+}
+
 /// The file, open for appending.
 pub(super) struct MetricsFile {
     path: PathBuf,
@@ -44,31 +54,40 @@ pub(super) struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens it, dropping lines of steps after `from` (they are trained again) and a torn last line.
-    pub(super) fn open(run_directory: &Path, from: u64) -> Result<(Self, Vec<StepMetrics>), Failure> {
+    /// Opens it, dropping lines of steps after `from` (they are trained again) and lines that cannot be read: a torn
+    /// last one, and others with a warning, as they cost plots and the report's times but not the run.
+    pub(super) fn open(run_directory: &Path, from: u64) -> Result<Opened, Failure> {
         let path = run_directory.join("metrics").join("steps.jsonl");
         let failed = |e: io::Error| failure(&path, &e);
         let directory = run_directory.join("metrics");
         fs::create_dir_all(&directory).map_err(failed)?;
-        let text = match fs::read_to_string(&path) {
+        let text = match fs::read(&path) {
             Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(failed(e)),
         };
-        let kept: Vec<StepMetrics> = text
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .filter(|m: &StepMetrics| m.step <= from)
-            .collect();
-        let lines: String = kept.iter().map(line).collect();
-        if lines != text {
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let (readable, unreadable): (Vec<_>, Vec<_>) = text[..whole]
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(serde_json::from_slice::<StepMetrics>)
+            .partition(Result::is_ok);
+        let earlier: Vec<StepMetrics> = readable.into_iter().flatten().filter(|m| m.step <= from).collect();
+        let lost = unreadable.len();
+        let warning = (lost > 0).then(|| {
+            format!(
+                "{}: {lost} lines cannot be read and are dropped: the report's times lack their steps",
+                path.display()
+            )
+        });
+        let lines: String = earlier.iter().map(line).collect();
+        if lines.as_bytes() != text {
             let temporary = directory.join(".steps.jsonl.tmp");
             let mut file = File::create(&temporary).map_err(failed)?;
             file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
             fs::rename(&temporary, &path).and_then(|()| File::open(&directory)?.sync_all()).map_err(failed)?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
-        Ok((Self { path, file }, kept))
+        Ok(Opened { file: Self { path, file }, earlier, warning })
     }
 
     pub(super) fn append(&mut self, metrics: &StepMetrics) -> Result<(), Failure> {
@@ -77,12 +96,50 @@ impl MetricsFile {
 }
 
 fn line(metrics: &StepMetrics) -> String {
-    // Numbers and strings always serialize.
-    let mut line = serde_json::to_string(metrics).unwrap_or_default();
-    line.push('\n');
-    line
+    json::line(metrics) + "\n"
 }
 
 fn failure(path: &Path, error: &io::Error) -> Failure {
     Failure::new(ErrorCode::StorageFailed, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metrics(step: u64) -> StepMetrics {
+        StepMetrics {
+            step,
+            epoch: 0,
+            generation: "1.1".into(),
+            loss: 1.5,
+            loss_tokens: 3,
+            tokens: 4,
+            grad_norm: 0.1,
+            learning_rate: 1e-4,
+            seconds: 0.25,
+            compute_seconds: 0.2,
+            reduce_seconds: 0.01,
+            recomputed: 0,
+        }
+    }
+
+    #[test]
+    fn only_steps_that_count_are_kept_and_what_is_lost_is_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("metrics/steps.jsonl");
+        let mut opened = MetricsFile::open(directory.path(), 0).unwrap();
+        (1..=4).for_each(|step| opened.file.append(&metrics(step)).unwrap());
+        fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":5,\"ep").unwrap();
+        let opened = MetricsFile::open(directory.path(), 3).unwrap();
+        assert_eq!((opened.earlier, opened.warning), ((1..=3).map(metrics).collect(), None));
+        assert_eq!(fs::read_to_string(&path).unwrap(), (1..=3).map(|step| line(&metrics(step))).collect::<String>());
+
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[0] = 0xff;
+        fs::write(&path, bytes).unwrap();
+        let opened = MetricsFile::open(directory.path(), 3).unwrap();
+        assert_eq!(opened.earlier, [metrics(2), metrics(3)]);
+        assert!(opened.warning.unwrap().contains("steps.jsonl: 1 lines cannot be read"));
+    }
 }

@@ -161,7 +161,8 @@ impl Coordinator {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (view, viewer) = watch::channel(View::of(&state));
         let RunDirectory { path, store, ledger, record, start, checkpoint, lock, .. } = directory;
-        let (metrics, earlier) = MetricsFile::open(&path, start.step())?;
+        let metrics::Opened { file: metrics, earlier, warning } = MetricsFile::open(&path, start.step())?;
+        warning.into_iter().for_each(|warning| display.warn(warning));
         let recorder = Recorder::start(ledger, metrics, Arc::clone(&store), commands.clone())?;
         let control = Control {
             state,

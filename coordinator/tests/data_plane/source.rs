@@ -158,7 +158,7 @@ fn bad_rows_name_place_and_field() {
         )
     };
     let cases = [
-        (with("{\"prompt\": \"p\""), "rows.jsonl, line 2: not valid JSON: EOF while parsing an object at column"),
+        (with("{\"prompt\": \"p\""), "rows.jsonl, line 2: not valid JSON: cut off at column 14"),
         (with("nonsense"), "rows.jsonl, line 2: not valid JSON: expected ident at column 2"),
         (with("3"), "rows.jsonl, line 2: the row is a number, not an object"),
         (with("null"), "rows.jsonl, line 2: the row is null, not an object"),

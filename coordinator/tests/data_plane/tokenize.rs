@@ -151,3 +151,16 @@ fn known_answers_give_the_same_ids() {
         }
     }
 }
+
+#[test]
+fn a_prompt_has_the_same_ids_whichever_prompt_came_first() {
+    let tokenizer = byte_tokenizer();
+    let prompts = ["", "x", "<s>", "<s>x", "<s>x<s>", "<s>x<s>y", "<s>x<s>z<s>", "<s>xx<s>y", "x<s>y<s>z", "<s><s>x"];
+    for first in prompts {
+        let encoder = encoder(&tokenizer);
+        for prompt in [first].into_iter().chain(prompts) {
+            let whole = tokenizer.encode(prompt, false).unwrap();
+            assert_eq!(encoder.prompt_only(prompt).unwrap(), whole.get_ids(), "{prompt} after {first}");
+        }
+    }
+}

@@ -7,6 +7,11 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 pub(super) fn listen(bind: &str, advertise: Option<&str>, insecure: bool) -> Result<(TcpListener, String), Failure> {
     let failed =
         |why: &dyn std::fmt::Display| Failure::new(ErrorCode::BindFailed, format!("--ring-bind {bind}: {why}"));
+    let port = bind.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    if !matches!(port, Some(Ok(_))) {
+        let message = format!("--ring-bind {bind}: no address; give it as host:port, such as 127.0.0.1:0");
+        return Err(Failure::new(ErrorCode::RunFileBadValue, message));
+    }
     let addresses: Vec<SocketAddr> = bind.to_socket_addrs().map_err(|e| failed(&e))?.collect();
     if !insecure && addresses.iter().any(|address| !address.ip().is_loopback()) {
         return Err(Failure::new(
@@ -56,7 +61,9 @@ mod tests {
         let refused = |bind, advertise, insecure| listen(bind, advertise, insecure).unwrap_err().code;
         assert_eq!(refused("0.0.0.0:0", Some("10.0.0.1"), false), ErrorCode::InsecureBind);
         assert_eq!(refused("0.0.0.0:0", None, true), ErrorCode::BindFailed);
-        assert_eq!(refused("nonsense", None, true), ErrorCode::BindFailed);
+        for nonsense in ["nonsense", ":1", "host:", "host:65536", ""] {
+            assert_eq!(refused(nonsense, None, true), ErrorCode::RunFileBadValue);
+        }
         let (listener, advertised) = listen("0.0.0.0:0", Some("10.0.0.1"), true).unwrap();
         assert_eq!(advertised, format!("10.0.0.1:{}", listener.local_addr().unwrap().port()));
     }

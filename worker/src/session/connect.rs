@@ -8,6 +8,7 @@ use ballast_proto::v1::membership_client::MembershipClient;
 use ballast_proto::v1::{JoinRequest, JoinResponse, RunSpec};
 use ballast_proto::{ErrorCode, Failure};
 use std::time::Duration;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 /// One attempt to open the connection.
@@ -70,8 +71,19 @@ pub(super) async fn join(url: &str, request: JoinRequest, limit: Duration) -> Re
                 let message = format!("coordinator {url} not reached within {} s: {failure}", limit.as_secs());
                 Failure::new(failure.code, message)
             }
-            code => Failure::new(code, format!("coordinator {url} refused this worker: {failure}")),
+            code => Failure::new(code, format!("coordinator {url} {failure}")),
         })
+}
+
+/// Why joining failed, to follow `coordinator URL`: its own refusal, or what a stranger in its place said.
+fn refusal(status: Status) -> Failure {
+    let refused = Failure::sent_code(&status).is_some();
+    let failure = Failure::from(status);
+    match failure.code {
+        ErrorCode::CoordinatorUnreachable => failure,
+        code if refused => Failure::new(code, format!("refused this worker: {failure}")),
+        code => Failure::new(code, format!("does not speak Ballast's protocol: is this its address? ({failure})")),
+    }
 }
 
 fn endpoint(url: &str) -> Result<Endpoint, Failure> {
@@ -99,9 +111,9 @@ async fn join_once(endpoint: &Endpoint, request: &JoinRequest) -> Result<Joined,
     let JoinResponse { worker_id, run } = tokio::time::timeout(CALL, call)
         .await
         .map_err(|_| Failure::new(ErrorCode::CoordinatorUnreachable, "it accepts connections but does not answer"))?
-        .map_err(Failure::from)?
+        .map_err(refusal)?
         .into_inner();
-    let run = run.ok_or_else(|| Failure::new(ErrorCode::BadMessage, "the coordinator admitted us without a run"))?;
+    let run = run.ok_or_else(|| Failure::new(ErrorCode::BadMessage, "admitted this worker without a run"))?;
     Ok(Joined { coordinator, worker_id, run })
 }
 

@@ -59,6 +59,9 @@ impl Default for WorkerOptions {
     }
 }
 
+/// As many threads as `cluster.threads` may ask for.
+const MOST_THREADS: usize = 4096;
+
 /// Works for a coordinator until it says goodbye; returns the exit code that the process should end with.
 ///
 /// Blocks, and brings its own async runtime: not to be called from within one. On SIGTERM or SIGINT it says so to the
@@ -74,6 +77,10 @@ pub fn run(options: WorkerOptions) -> Result<u8, WorkerError> {
         .build()
         .map_err(|e| WorkerError::Internal(format!("the async runtime cannot start: {e}")))?;
     let (model, threads) = (options.model.clone(), options.threads);
+    if let Some(threads) = threads.filter(|threads| *threads > MOST_THREADS) {
+        let message = format!("--threads {threads}: at most {MOST_THREADS} are allowed, 0 for all cores");
+        return Err(Failure::new(ErrorCode::RunFileBadValue, message).into());
+    }
     let load: engine::Loader =
         Box::new(move |run, progress| engine::load_on_cpu(run, model.as_deref(), threads, progress));
     let outcome = runtime.block_on(async {

@@ -1,6 +1,6 @@
 //! Decoding with a cache, and the measurements of evaluation, against passes over whole sequences.
 
-use super::support::{decoder, llama, run_spec, sample, shard, trainer};
+use super::support::{decoder, run_spec, sample, shard, trainer};
 use ballast_basemodel::Architecture;
 use ballast_kernels::PackedLayout;
 use ballast_kernels::cpu::CpuBackend;
@@ -16,7 +16,7 @@ use ballast_worker::trainer::Trainer;
 use std::sync::Arc;
 
 fn architectures() -> [Architecture; 2] {
-    [llama(), Architecture { sliding_window: Some(4), qk_norm: true, ..llama() }]
+    [Architecture::tiny(), Architecture { sliding_window: Some(4), qk_norm: true, ..Architecture::tiny() }]
 }
 
 /// A trainer whose adapter has moved away from the base.
@@ -81,7 +81,7 @@ fn cached_decoding_is_uncached_decoding() {
 
 #[test]
 fn decoding_ends_with_the_models_positions() {
-    let mut trainer = trainer(&decoder(&llama(), 1), &run_spec());
+    let mut trainer = trainer(&decoder(&Architecture::tiny(), 1), &run_spec());
     let task = GenerateTask { prompt_ids: sample(1, 62, 1, 61).token_ids, max_new_tokens: 100, stop_ids: vec![] };
     let TaskResult::Generate(result) = evaluate::run(&mut trainer, &Task::Generate(task)).unwrap() else {
         panic!("a generate task was scored")
@@ -127,7 +127,7 @@ fn scores_are_those_of_the_logits() {
 
 #[test]
 fn malformed_tasks_are_refused() {
-    let mut trainer = trainer(&decoder(&llama(), 1), &run_spec());
+    let mut trainer = trainer(&decoder(&Architecture::tiny(), 1), &run_spec());
     let mut refused = |task: Task| evaluate::run(&mut trainer, &task).unwrap_err().to_string();
     assert!(refused(Task::Score(ScoreTask::default())).contains("no token bears loss"));
     assert!(refused(Task::Generate(GenerateTask::default())).contains("no tokens"));

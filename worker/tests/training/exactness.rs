@@ -1,6 +1,7 @@
 //! The same bits, however the work is divided.
 
-use super::support::{ThreadRank, decoder, llama, part, run_spec, sample, shard, trainer};
+use super::support::{ThreadRank, decoder, part, run_spec, sample, shard, trainer};
+use ballast_basemodel::Architecture;
 use ballast_kernels::cpu::CpuBackend;
 use ballast_proto::v1::{Lora, RunSpec, Sequence, StepShard};
 use ballast_worker::WorkerError;
@@ -16,7 +17,7 @@ fn steps() -> Vec<StepShard> {
     let micro_batch = |step: u64, index: u64| -> Vec<Sequence> {
         let sample = |n: u64| {
             let number = step * 100 + index * 10 + n;
-            sample(number, 5 + (number % 11) as usize, 1 + (number % 4) as usize, llama().vocab_size)
+            sample(number, 5 + (number % 11) as usize, 1 + (number % 4) as usize, Architecture::tiny().vocab_size)
         };
         (0..=index % 3).map(sample).collect()
     };
@@ -33,7 +34,7 @@ fn run_with_dropout(dropout: f64) -> RunSpec {
 fn train(run: &RunSpec, world_size: usize, threads: usize, owner: fn(u32, u32) -> u32) -> Vec<StepOutcome> {
     let steps = steps();
     let rank = |mut collective: ThreadRank, rank: u32| {
-        let decoder = decoder(&llama(), threads);
+        let decoder = decoder(&Architecture::tiny(), threads);
         let mut trainer = trainer(&decoder, run);
         let step = |whole: &StepShard| {
             let own = part(whole, |index| owner(index, world_size as u32) == rank);
@@ -80,7 +81,7 @@ fn dropout_changes_the_result() {
 
 #[test]
 fn any_order_of_micro_batches() {
-    let (decoder, run) = (decoder(&llama(), 1), run_with_dropout(0.1));
+    let (decoder, run) = (decoder(&Architecture::tiny(), 1), run_with_dropout(0.1));
     let train = |reorder: fn(&mut StepShard)| {
         let mut trainer = trainer(&decoder, &run);
         let mut steps = steps();
@@ -109,7 +110,7 @@ fn an_overflowing_step_is_recomputed_alike_by_any_division() {
             let ranks: Vec<_> = world
                 .map(|(mut collective, rank)| {
                     scope.spawn(move || {
-                        let mut trainer = trainer(&decoder(&llama(), 1), &steep_run());
+                        let mut trainer = trainer(&decoder(&Architecture::tiny(), 1), &steep_run());
                         trainer.step(&part(step, |index| owner(index) == rank), &mut collective).unwrap()
                     })
                 })
@@ -129,11 +130,11 @@ fn a_gradient_that_is_not_finite_names_its_samples_and_changes_nothing() {
     let weights = |name: &str, shape: &[usize]| {
         let mut values = super::support::uniform(name, shape.iter().product(), 0.5);
         if name == "model.embed_tokens.weight" {
-            values[60 * llama().hidden_size] = f32::NAN;
+            values[60 * Architecture::tiny().hidden_size] = f32::NAN;
         }
         Ok(values)
     };
-    let decoder = Arc::new(Decoder::from_weights(&backend, &llama(), &weights).unwrap());
+    let decoder = Arc::new(Decoder::from_weights(&backend, &Architecture::tiny(), &weights).unwrap());
     let mut trainer = trainer(&decoder, &run_spec());
     let before = trainer.export_state().unwrap();
     let mut poisoned = sample(8, 9, 2, 61);
@@ -150,7 +151,7 @@ fn a_gradient_that_is_not_finite_names_its_samples_and_changes_nothing() {
 
 #[test]
 fn shards_that_are_not_the_next_step_are_refused() {
-    let mut trainer = trainer(&decoder(&llama(), 1), &run_spec());
+    let mut trainer = trainer(&decoder(&Architecture::tiny(), 1), &run_spec());
     let good = shard(1, &[vec![sample(1, 9, 2, 61)]]);
     let refused =
         |trainer: &mut Trainer<CpuBackend>, shard: StepShard| trainer.step(&shard, &mut Solo).unwrap_err().to_string();

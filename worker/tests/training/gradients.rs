@@ -1,6 +1,6 @@
 //! The whole model's adapter gradients against central differences of its loss, for every switch of the decoder.
 
-use super::support::{decoder, llama, run_spec, sample, shard, trainer, uniform};
+use super::support::{decoder, run_spec, sample, shard, trainer, uniform};
 use ballast_basemodel::{Activation, Architecture, RotaryScaling};
 use ballast_kernels::cpu::CpuBackend;
 use ballast_kernels::{Backend, PackedLayout};
@@ -111,22 +111,22 @@ fn adapter_file(layout: &LoraLayout, parameters: &[f32]) -> Vec<u8> {
 
 #[test]
 fn grouped_query_attention() {
-    check(&llama());
+    check(&Architecture::tiny());
 }
 
 #[test]
 fn one_key_value_head() {
-    check(&Architecture { kv_heads: 1, ..llama() });
+    check(&Architecture { kv_heads: 1, ..Architecture::tiny() });
 }
 
 #[test]
 fn biases() {
-    check(&Architecture { qkv_bias: true, output_bias: true, mlp_bias: true, ..llama() });
+    check(&Architecture { qkv_bias: true, output_bias: true, mlp_bias: true, ..Architecture::tiny() });
 }
 
 #[test]
 fn query_and_key_norms() {
-    check(&Architecture { qk_norm: true, ..llama() });
+    check(&Architecture { qk_norm: true, ..Architecture::tiny() });
 }
 
 #[test]
@@ -137,27 +137,27 @@ fn gemma_switches() {
         activation: Activation::GeluTanh,
         embedding_scale: 24f32.sqrt(),
         tied_embeddings: true,
-        ..llama()
+        ..Architecture::tiny()
     });
 }
 
 #[test]
 fn sliding_window() {
-    check(&Architecture { sliding_window: Some(5), ..llama() });
+    check(&Architecture { sliding_window: Some(5), ..Architecture::tiny() });
 }
 
 #[test]
 fn llama3_rotary_scaling() {
     let rope_scaling =
         RotaryScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 16 };
-    check(&Architecture { rope_scaling, ..llama() });
+    check(&Architecture { rope_scaling, ..Architecture::tiny() });
 }
 
 #[test]
 fn dropout() {
     let run = run_spec();
     let lora = run.lora.clone().map(|lora| Lora { dropout: 0.3, ..lora });
-    check_run(&llama(), &RunSpec { lora, ..run });
+    check_run(&Architecture::tiny(), &RunSpec { lora, ..run });
 }
 
 /// The gradient stops at the lowest adapter, wherever in the layer that is.
@@ -167,6 +167,6 @@ fn every_lowest_adapter() {
         let run = run_spec();
         let target_modules = target.iter().map(ToString::to_string).collect();
         let lora = run.lora.clone().map(|lora| Lora { target_modules, ..lora });
-        check_run(&llama(), &RunSpec { lora, ..run });
+        check_run(&Architecture::tiny(), &RunSpec { lora, ..run });
     }
 }

@@ -1,6 +1,7 @@
 //! The state as files: going on from them gives the same bits; anything wrong with them is refused whole.
 
-use super::support::{decoder, llama, run_spec, sample, shard, trainer};
+use super::support::{decoder, run_spec, sample, shard, trainer};
+use ballast_basemodel::Architecture;
 use ballast_proto::v1::StepShard;
 use ballast_proto::{Coded, ErrorCode};
 use ballast_worker::collective::Solo;
@@ -18,7 +19,7 @@ fn files(state: &ExportedState) -> Vec<(String, Bytes)> {
 
 #[test]
 fn a_resumed_run_continues_to_the_same_bits() {
-    let (decoder, steps) = (decoder(&llama(), 1), steps());
+    let (decoder, steps) = (decoder(&Architecture::tiny(), 1), steps());
     let mut whole = trainer(&decoder, &run_spec());
     let mut stopped = None;
     for step in &steps {
@@ -66,7 +67,7 @@ fn edited(
 
 #[test]
 fn files_that_do_not_fit_are_refused_and_nothing_is_touched() {
-    let mut trainer = trainer(&decoder(&llama(), 1), &run_spec());
+    let mut trainer = trainer(&decoder(&Architecture::tiny(), 1), &run_spec());
     trainer.step(&steps()[0], &mut Solo).unwrap();
     let before = trainer.export_state().unwrap();
     let good = files(&before);

@@ -1,6 +1,6 @@
 //! Small models, runs and shards; ranks that are threads.
 
-use ballast_basemodel::{Activation, Architecture, RotaryScaling};
+use ballast_basemodel::Architecture;
 use ballast_kernels::Philox;
 use ballast_kernels::cpu::CpuBackend;
 use ballast_proto::v1::schedule::Kind;
@@ -14,33 +14,6 @@ use ballast_worker::trainer::Trainer;
 use std::sync::{Arc, Barrier, Mutex};
 
 pub(crate) const ALL_LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-
-/// A LLaMA with grouped-query attention, small enough for finite differences.
-pub(crate) fn llama() -> Architecture {
-    Architecture {
-        family: "llama".into(),
-        hidden_size: 24,
-        intermediate_size: 40,
-        layers: 2,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 8,
-        vocab_size: 61,
-        max_positions: 64,
-        norm_epsilon: 1e-5,
-        norm_unit_offset: false,
-        qk_norm: false,
-        rope_theta: 1e4,
-        rope_scaling: RotaryScaling::Default,
-        sliding_window: None,
-        activation: Activation::Silu,
-        embedding_scale: 1.0,
-        qkv_bias: false,
-        output_bias: false,
-        mlp_bias: false,
-        tied_embeddings: false,
-    }
-}
 
 /// Uniform values within ±`bound`, as a function of `name`.
 pub(crate) fn uniform(name: &str, len: usize, bound: f32) -> Vec<f32> {

@@ -37,8 +37,20 @@ pub(crate) fn cases() -> Vec<Case> {
         ),
         case(
             "a ring address that is none",
-            "B4010",
+            "B1004",
             &["worker", "--coordinator", "http://127.0.0.1:1", "--ring-bind", "here"],
+            |_| {},
+        ),
+        case(
+            "a ring address of another machine",
+            "B4010",
+            &["worker", "--coordinator", "http://127.0.0.1:1", "--insecure", "--ring-bind", "192.0.2.1:0"],
+            |_| {},
+        ),
+        case(
+            "more threads than any machine has",
+            "B1004",
+            &["worker", "--coordinator", "http://127.0.0.1:1", "--threads", "4294967296"],
             |_| {},
         ),
         case("a port that is taken", "B4010", TRAIN, |s| {

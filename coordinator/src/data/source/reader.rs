@@ -90,7 +90,11 @@ fn lines(path: &Path, mut reader: Box<dyn BufRead>, first: u64, sink: &mut Sink<
 
 fn parse(line: &[u8]) -> Result<Value, String> {
     let text = str::from_utf8(line).map_err(|e| format!("not valid UTF-8 at byte {} of the line", e.valid_up_to()))?;
-    serde_json::from_str(text).map_err(|e| {
+    // Without its end, so that a row that is cut off ends where it was cut.
+    serde_json::from_str(text.trim_ascii_end()).map_err(|e| {
+        if e.is_eof() {
+            return format!("not valid JSON: cut off at column {}", e.column());
+        }
         // serde_json counts lines within what it was given: here always one.
         let message = e.to_string();
         let what = message.split(" at line ").next().unwrap_or(&message);

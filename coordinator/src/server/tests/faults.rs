@@ -27,6 +27,49 @@ async fn first_shard(worker: &FakeWorker, formed: &GenerationFormed) -> StepShar
     worker.shards(formed.generation).await.unwrap().message().await.unwrap().unwrap()
 }
 
+/// A run that is over, but for its last files, whose worker is still there.
+async fn trained(directory: &Path) -> (Coordinator, FakeWorker) {
+    let coordinator = start(options(run_file(directory, |_| ()))).await;
+    let mut worker = FakeWorker::join(coordinator.local_addr(), "w").await.unwrap();
+    let formed = worker.formed().await.unwrap();
+    worker.train(&formed).await.unwrap();
+    (coordinator, worker)
+}
+
+#[tokio::test]
+async fn no_adapter_is_published_when_the_last_checkpoint_does_not_verify() {
+    let directory = tempfile::tempdir().unwrap();
+    let (coordinator, mut worker) = trained(directory.path()).await;
+    let last = directory.path().join("checkpoints/step-00000005.g1/adapter_model.safetensors");
+    let mut bytes = std::fs::read(&last).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&last, bytes).unwrap();
+    worker.goodbye().await;
+    drop(worker);
+    let outcome = coordinator.wait().await;
+    let failure = outcome.failure.unwrap();
+    assert_eq!((outcome.exit_code, failure.code), (exit::FAILED, ErrorCode::CheckpointCorrupt));
+    assert!(failure.message.contains("the last step (5)"), "{failure}");
+    assert!(outcome.adapter.is_none() && !directory.path().join("adapter").exists());
+}
+
+#[tokio::test]
+async fn a_ledger_that_proves_nothing_fails_the_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let (coordinator, mut worker) = trained(directory.path()).await;
+    let ledger = directory.path().join("ledger");
+    let lines = std::fs::read_to_string(&ledger).unwrap();
+    // The second step's record is gone; every line that is left verifies.
+    let kept: String = lines.split_inclusive('\n').filter(|line| !line.contains("\"step\":2,")).collect();
+    assert!(kept.len() < lines.len());
+    std::fs::write(&ledger, kept).unwrap();
+    worker.goodbye().await;
+    drop(worker);
+    let failure = coordinator.wait().await.failure.unwrap();
+    assert_eq!(failure.code, ErrorCode::LedgerCorrupt);
+    assert!(failure.message.contains("step 3 follows step 1"), "{failure}");
+}
+
 async fn two_workers(directory: &Path) -> Coordinator {
     start(options(run_file(directory, |run| run.cluster.workers = 2))).await
 }
