@@ -2,6 +2,7 @@
 
 use ballast_proto::ErrorCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -148,6 +149,14 @@ pub(crate) fn parse() -> Result<Cli, clap::Error> {
     Cli::try_parse()
 }
 
+/// The format of a command line that may not be understood otherwise.
+pub(crate) fn format_asked_for(arguments: impl Iterator<Item = OsString>) -> LogFormat {
+    let words: Vec<OsString> = arguments.collect();
+    let asked = words.iter().any(|word| word == "--log=json")
+        || words.windows(2).any(|pair| pair[0] == "--log" && pair[1] == "json");
+    if asked { LogFormat::Json } else { LogFormat::Text }
+}
+
 fn parse_set(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write section.key=value")?;
     Ok((key.trim().to_owned(), value.to_owned()))
@@ -170,6 +179,14 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_format_is_known_without_understanding_the_rest() {
+        let format = |words: &[&str]| format_asked_for(words.iter().map(OsString::from));
+        assert_eq!(format(&["ballast", "trian", "--log", "json"]), LogFormat::Json);
+        assert_eq!(format(&["ballast", "--log=json"]), LogFormat::Json);
+        assert_eq!(format(&["ballast", "--log", "text", "json"]), LogFormat::Text);
     }
 
     #[test]

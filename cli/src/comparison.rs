@@ -6,6 +6,7 @@ use ballast_coordinator::report::Report;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use serde_json::{Map, Value};
+use std::path::PathBuf;
 
 /// Losses of a single step are noisy: the end of a run is the mean of this many.
 const LAST_STEPS: usize = 10;
@@ -37,15 +38,11 @@ impl Digest {
     pub(crate) fn of(report: &Report) -> Self {
         let heldout = report.evaluation.as_ref().and_then(|e| e.heldout.as_ref());
         let probes = report.evaluation.as_ref().and_then(|e| e.probes.as_ref());
-        let settings = match serde_json::to_value(&report.settings) {
-            Ok(Value::Object(settings)) => settings,
-            _ => Map::new(),
-        };
         let last = report.losses.len().saturating_sub(LAST_STEPS);
         let last = report.losses.get(last..).unwrap_or_default();
         Self {
             run: report.run.clone(),
-            settings,
+            settings: report.settings.clone(),
             data_sha256: report.inputs.data_sha256.clone(),
             samples: report.inputs.samples,
             steps: report.steps,
@@ -59,6 +56,16 @@ impl Digest {
             refusals_base: probes.map(|p| p.base),
             refusals_tuned: probes.map(|p| p.tuned),
             prefix_leak_rate: report.evaluation.as_ref().and_then(|e| e.prefix_leak_rate),
+        }
+    }
+}
+
+/// Runs of one name are told apart by where they lie.
+pub(crate) fn tell_apart(digests: &mut [Digest], places: &[PathBuf]) {
+    let names: Vec<String> = digests.iter().map(|digest| digest.run.clone()).collect();
+    for (digest, place) in digests.iter_mut().zip(places) {
+        if names.iter().filter(|name| **name == digest.run).count() > 1 {
+            digest.run = place.display().to_string();
         }
     }
 }
@@ -166,6 +173,13 @@ mod tests {
             refusals_tuned: None,
             prefix_leak_rate: None,
         }
+    }
+
+    #[test]
+    fn runs_of_one_name_are_told_apart() {
+        let mut digests = [digest("a", "off"), digest("a", "off"), digest("b", "off")];
+        tell_apart(&mut digests, &["one".into(), "two".into(), "three".into()]);
+        assert_eq!(digests.map(|digest| digest.run), ["one", "two", "b"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Errors as a user sees them: code, message, where to read more, exit code.
 
-use crate::args::LogFormat;
+use crate::args::{self, LogFormat};
 use crate::screen::Screen;
 use ballast_proto::{Coded, ErrorCode, Failure, exit};
 use serde_json::json;
@@ -25,10 +25,21 @@ pub(crate) fn exit_code(result: anyhow::Result<u8>, screen: &Screen) -> ExitCode
 }
 
 /// What clap has to say: help and version are no failure, all else is bad usage.
-pub(crate) fn usage(message: clap::Error) -> ExitCode {
-    // If even standard error is closed there is nobody left to tell.
-    let _ = message.print();
-    ExitCode::from(if message.use_stderr() { exit::USAGE } else { exit::DONE })
+pub(crate) fn usage(message: &clap::Error) -> ExitCode {
+    if !message.use_stderr() {
+        // If standard output is closed there is nobody left to tell.
+        let _ = message.print();
+        return ExitCode::from(exit::DONE);
+    }
+    let text = message.to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    // Tips and usage, which follow an empty line, are for people.
+    let (what, advice) = text.split_once("\n\n").unwrap_or((text, ""));
+    let failure = Failure::new(ErrorCode::Usage, what.split_whitespace().collect::<Vec<_>>().join(" "));
+    let screen = Screen::without_log(args::format_asked_for(std::env::args_os()));
+    tell(&failure, &screen);
+    screen.note(&format!("\n{}", advice.trim_end()));
+    ExitCode::from(failure.code.exit_code())
 }
 
 /// Makes a panic, which is a defect, look like the error that it is.

@@ -26,5 +26,5 @@ fn main() -> ExitCode {
             let result = commands::run(cli.command, &screen);
             Ok(failure::exit_code(result, &screen))
         })
-        .unwrap_or_else(failure::usage)
+        .unwrap_or_else(|message| failure::usage(&message))
 }

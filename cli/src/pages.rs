@@ -22,6 +22,7 @@ pages! {
     RunFileContradiction "B1005"
     RunFileMissingKey "B1006"
     InsecureBind "B1007"
+    Usage "B1008"
     DataUnreadable "B2001"
     DataBadRow "B2002"
     DataEmpty "B2003"

@@ -22,11 +22,7 @@ pub(crate) struct Screen {
 impl Screen {
     /// Takes hold of standard error and of log lines, which `default_filter` selects when the environment does not.
     pub(crate) fn new(format: LogFormat, default_filter: &str) -> Result<Self, clap::Error> {
-        let target = match format {
-            LogFormat::Text => ProgressDrawTarget::stderr(),
-            LogFormat::Json => ProgressDrawTarget::hidden(),
-        };
-        let screen = Self { format, bars: MultiProgress::with_draw_target(target) };
+        let screen = Self::without_log(format);
         let filter = match std::env::var(FILTER) {
             Ok(text) => EnvFilter::try_new(&text).map_err(|error| {
                 let message =
@@ -41,6 +37,15 @@ impl Screen {
             LogFormat::Text => lines.with_ansi(io::stderr().is_terminal()).init(),
         }
         Ok(screen)
+    }
+
+    /// Takes hold of standard error alone.
+    pub(crate) fn without_log(format: LogFormat) -> Self {
+        let target = match format {
+            LogFormat::Text => ProgressDrawTarget::stderr(),
+            LogFormat::Json => ProgressDrawTarget::hidden(),
+        };
+        Self { format, bars: MultiProgress::with_draw_target(target) }
     }
 
     pub(crate) fn format(&self) -> LogFormat {

@@ -6,14 +6,17 @@ use crate::screen::Screen;
 use crate::supervise::{Ended, LocalWorkers};
 use ballast_coordinator::server::{Coordinator, RunOutcome};
 use ballast_proto::{ErrorCode, Failure, exit};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::broadcast::error::RecvError;
 
 /// Time that local workers have to leave after the end of the run.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Follows a run. The first SIGINT or SIGTERM asks for a stop after a checkpoint, the second stops at once.
+/// Signals so soon after the first are the same request: `timeout` signals its child and then the child's group.
+const ONE_REQUEST: Duration = Duration::from_secs(1);
+
+/// Follows a run. The first SIGINT or SIGTERM asks for a stop after a checkpoint, a later one stops at once.
 pub(crate) async fn follow(
     mut coordinator: Coordinator,
     mut workers: LocalWorkers,
@@ -24,7 +27,7 @@ pub(crate) async fn follow(
     let (progress, stopper) = (coordinator.progress(), coordinator.stopper());
     let outcome = coordinator.wait();
     tokio::pin!(outcome);
-    let (mut listening, mut asked) = (true, false);
+    let (mut listening, mut asked) = (true, None::<Instant>);
     let mut dead = Vec::new();
     let mut outcome = loop {
         tokio::select! {
@@ -40,10 +43,11 @@ pub(crate) async fn follow(
                 dead.push(ended);
             }
             name = signals.next() => {
-                if asked {
-                    workers.kill().await;
+                match asked {
+                    Some(first) if first.elapsed() < ONE_REQUEST => continue,
+                    Some(_) => workers.kill().await,
+                    None => asked = Some(Instant::now()),
                 }
-                asked = true;
                 stopper.request_stop(name).await;
             }
             outcome = &mut outcome => break outcome,

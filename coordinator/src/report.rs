@@ -2,6 +2,7 @@
 
 use crate::{evaluation::Evaluation, ledger::Verified};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Name of the report within the run directory.
 pub const REPORT: &str = "report.json";
@@ -23,12 +24,12 @@ pub struct Report {
     pub steps: u64,
     /// Steps in the whole run.
     pub total_steps: u64,
-    /// The settings that a comparison is about.
-    pub settings: Settings,
+    /// Everything of the run file that shapes the result, by `section.key`.
+    pub settings: Map<String, Value>,
     /// What went in, by hash.
     pub inputs: Inputs,
     /// What the preparation of the data counted.
-    pub data: serde_json::Value,
+    pub data: Value,
     /// Mean loss of every step, from the first.
     pub losses: Vec<f64>,
     /// How fast it went.
@@ -45,33 +46,6 @@ pub struct Report {
     pub adapter: Option<Adapter>,
     /// What a person should have seen.
     pub warnings: Vec<String>,
-}
-
-/// The settings that a comparison is about; `run.json` has them all.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    /// The base model as the run file names it.
-    pub model: String,
-    /// Seed.
-    pub seed: u64,
-    /// LookAhead mode.
-    pub lookahead: String,
-    /// Prefix of virtual LookAhead.
-    pub lookahead_prefix: Option<String>,
-    /// Rank of the adapter.
-    pub lora_rank: u32,
-    /// Alpha of the adapter.
-    pub lora_alpha: f64,
-    /// Dropout.
-    pub lora_dropout: f64,
-    /// Modules with an adapter.
-    pub target_modules: Vec<String>,
-    /// Peak learning rate.
-    pub learning_rate: f64,
-    /// Samples a step.
-    pub global_batch: u32,
-    /// Passes over the data.
-    pub epochs: u32,
 }
 
 /// What went in.

@@ -5,7 +5,6 @@ use ballast_basemodel::ModelSource;
 use ballast_coordinator::config;
 use ballast_coordinator::data;
 use ballast_coordinator::data::plan::{CostModel, Plan, PlanSettings};
-use ballast_e2e::process::until;
 use ballast_e2e::tiny::{Scene, play};
 use nix::sys::signal::Signal;
 
@@ -53,7 +52,7 @@ fn any_number_of_workers_and_threads_gives_the_same_adapter() -> Result<()> {
 /// Starts a run long enough to be met in the middle, and waits for its first checkpoint.
 fn until_first_checkpoint(scene: &Scene, dir: &str, settings: &[&str]) -> Result<ballast_e2e::process::Process> {
     let process = scene.start_train(dir, settings)?;
-    until("a checkpoint", || Ok((!scene.checkpoints(dir)?.is_empty()).then_some(())))?;
+    process.line_with("checkpoint of step")?;
     Ok(process)
 }
 
@@ -64,6 +63,8 @@ fn a_run_stopped_and_resumed_with_another_number_of_workers_gives_the_same_adapt
         let undisturbed = scene.train("whole", &long)?;
 
         let mut process = until_first_checkpoint(scene, "halves", &long)?;
+        // Twice, as `timeout` does: one request.
+        process.signal(Signal::SIGTERM)?;
         process.signal(Signal::SIGTERM)?;
         let code = process.exit_code()?;
         ensure!(code == 75, "stopped with {code}:\n{}", process.printed());

@@ -118,7 +118,7 @@ fn a_worker_that_falls_silent_is_named() -> Result<()> {
         let (mut coordinator, url) = coordinator(scene, "run", &leases)?;
         let mut healthy = worker(scene, "healthy", &url, &["--name", "healthy"])?;
         let frozen = worker(scene, "frozen", &url, &["--name", "frozen"])?;
-        until("a checkpoint", || Ok((!scene.checkpoints("run")?.is_empty()).then_some(())))?;
+        coordinator.line_with("checkpoint of step")?;
         frozen.signal(Signal::SIGSTOP)?;
         ensure!(coordinator.exit_code()? == 75, "{}", coordinator.printed());
         ensure!(coordinator.printed().contains("B4006"), "{}", coordinator.printed());
@@ -162,7 +162,7 @@ fn a_killed_worker_stops_the_run_with_the_retriable_code_and_the_run_resumes() -
         let undisturbed = scene.train("whole", &long)?;
 
         let mut train = scene.start_train("run", &long)?;
-        until("a checkpoint", || Ok((!scene.checkpoints("run")?.is_empty()).then_some(())))?;
+        train.line_with("checkpoint of step")?;
         let workers = workers_of(&train)?;
         ensure!(workers.len() == 2, "{workers:?}");
         let victim = workers[1];
@@ -202,7 +202,7 @@ fn workers_of_a_killed_train_end_by_themselves() -> Result<()> {
     play(|scene| {
         let mut train = scene.start_train("run", &["train.max_steps=1000000", "cluster.workers=2"])?;
         let workers = until("two workers", || Ok(Some(workers_of(&train)?).filter(|workers| workers.len() == 2)))?;
-        until("a checkpoint", || Ok((!scene.checkpoints("run")?.is_empty()).then_some(())))?;
+        train.line_with("checkpoint of step")?;
         train.signal(Signal::SIGKILL)?;
         train.exit_code()?;
         until("the workers to end", || Ok(workers_gone(&workers)?.then_some(())))?;

@@ -58,6 +58,7 @@ error_table! {
     RunFileContradiction = "B1005", InvalidArgument, false, USAGE, "two values of the run file contradict each other";
     RunFileMissingKey = "B1006", InvalidArgument, false, USAGE, "a required key of the run file is missing";
     InsecureBind = "B1007", InvalidArgument, false, USAGE, "listening beyond loopback needs --insecure";
+    Usage = "B1008", InvalidArgument, false, USAGE, "the command line is not understood";
 
     DataUnreadable = "B2001", FailedPrecondition, false, FAILED, "a data file cannot be read";
     DataBadRow = "B2002", FailedPrecondition, false, FAILED, "a row of the data is malformed";

@@ -10,6 +10,7 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<u8> {
     for path in &args.runs {
         digests.push(Digest::of(&report_file::read(path)?));
     }
+    comparison::tell_apart(&mut digests, &args.runs);
     let text = if args.json { comparison::json(&digests)? } else { comparison::table(&digests) };
     screen::print(&text)?;
     Ok(exit::DONE)

@@ -128,14 +128,14 @@ fn a_run_is_told_reported_and_compared() {
 
     trained(&scene, "off");
     let (table, _) = scene.succeed(&["compare", "runs/off", "runs/virtual/report.json"]);
-    for row in [" lookahead ", " KL, answer position 8 ", " refusals, loose ", " tokens/s "] {
+    for row in [" lookahead.mode ", " KL, answer position 8 ", " refusals, loose ", " tokens/s "] {
         assert!(table.lines().any(|line| line.starts_with(row)), "{row} in\n{table}");
     }
-    assert!(!table.contains("lora_rank"), "{table}");
+    assert!(!table.contains("lora.rank"), "{table}");
     let (json, _) = scene.succeed(&["compare", "--json", "runs/off", "runs/virtual"]);
     let runs: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(
-        (&runs[0]["settings"]["lookahead"], &runs[1]["settings"]["lookahead"]),
+        (&runs[0]["settings"]["lookahead.mode"], &runs[1]["settings"]["lookahead.mode"]),
         (&"off".into(), &"virtual".into())
     );
     assert_eq!(runs[0]["kl"].as_array().unwrap().len(), 8);

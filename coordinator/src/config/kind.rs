@@ -94,6 +94,8 @@ impl Kind {
             Self::Paths | Self::Words { .. } if text.starts_with('[') => toml().unwrap_or_else(string),
             Self::Paths if text.contains(',') => list(),
             Self::Words { all, .. } if text != *all && !text.is_empty() => list(),
+            // In quotes it is TOML, where a newline can be written: "\n".
+            _ if text.len() > 1 && text.starts_with('"') && text.ends_with('"') => toml().unwrap_or_else(string),
             _ => string(),
         }
     }

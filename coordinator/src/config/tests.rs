@@ -22,6 +22,15 @@ fn with(text: &str) -> Result<Resolved, ConfigError> {
     load_text(format!("{text}\n{SMALLEST}"), &[], &[])
 }
 
+#[test]
+fn text_in_quotes_is_read_as_toml() {
+    let connector = |value: &str| set("lookahead.connector", value).unwrap().run.lookahead.connector;
+    assert_eq!(connector("\"\\nBegin: \""), "\nBegin: ");
+    assert_eq!(connector("\\nBegin: "), "\\nBegin: ");
+    assert_eq!(connector("\""), "\"");
+    assert_eq!(connector("\"a\" and \"b\""), "\"a\" and \"b\"");
+}
+
 fn set(key: &str, value: &str) -> Result<Resolved, ConfigError> {
     load_text(SMALLEST, &[(key, value)], &[])
 }

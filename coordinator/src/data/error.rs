@@ -70,6 +70,26 @@ pub enum DataError {
         /// `data.max_tokens`, or the base model's own limit.
         max_tokens: usize,
     },
+    /// A prompt to be answered is longer than the base model takes.
+    #[error("{origin}: the prompt has {tokens} tokens, more than {max_tokens}; shorten it, or raise data.max_tokens")]
+    PromptTooLong {
+        /// Which row.
+        origin: Origin,
+        /// Its length.
+        tokens: usize,
+        /// `data.max_tokens`, or the base model's own limit.
+        max_tokens: usize,
+    },
+    /// Samples could be longer than the base model takes.
+    #[error(
+        "data.max_tokens = {max_tokens}, but the base model has only {max_positions} positions; allowed: at most these"
+    )]
+    MaxTokens {
+        /// `data.max_tokens`.
+        max_tokens: usize,
+        /// The base model's limit.
+        max_positions: usize,
+    },
     /// The rows were rewritten before.
     #[error("{0}")]
     LookAheadTwice(String),
@@ -104,7 +124,8 @@ impl Coded for DataError {
             Self::BadRow { .. } => ErrorCode::DataBadRow,
             Self::Template(_) => ErrorCode::ChatTemplate,
             Self::Empty(_) => ErrorCode::DataEmpty,
-            Self::TooLong { .. } => ErrorCode::DataTooLong,
+            Self::TooLong { .. } | Self::PromptTooLong { .. } => ErrorCode::DataTooLong,
+            Self::MaxTokens { .. } => ErrorCode::RunFileBadValue,
             Self::LookAheadTwice(_) => ErrorCode::LookAheadTwice,
             Self::LookAheadShortAnswers(_) => ErrorCode::LookAheadShortAnswers,
             Self::Tokenizer(_) => ErrorCode::Tokenizer,

@@ -43,6 +43,15 @@ pub(super) enum Outcome {
     Bad(DataError),
 }
 
+/// What became of a held-out row, and its prompt.
+pub(super) enum Heldout {
+    Scored(Sample, Probe),
+    /// Too long: the end of its answer is not scored.
+    Cut(Sample, Probe),
+    /// Too long.
+    LeftOut,
+}
+
 impl<'a> Pipeline<'a> {
     pub(super) fn new(
         run: &'a RunFile,
@@ -63,7 +72,7 @@ impl<'a> Pipeline<'a> {
             return Err(rewritten_before(&row.origin, settings));
         }
         let turns = loss_turns(&row.messages, self.run.data.train_turns);
-        let empty_answer = turns.iter().any(|&t| row.messages[t].content.is_empty());
+        let empty_answer = turns.iter().any(|&t| row.messages[t].content.trim().is_empty());
         let known = RefCell::new(Vec::new());
         let ranges = |text: &str| {
             let answer = self.encoder.alone(text)?;
@@ -94,8 +103,8 @@ impl<'a> Pipeline<'a> {
         })))
     }
 
-    /// Prepares a held-out row: never rewritten, its last answer scored. `None` when the length policy leaves it out.
-    pub(super) fn heldout(&self, mut row: Row) -> Result<Result<Option<(Sample, Probe)>, DataError>, DataError> {
+    /// Prepares a held-out row: never rewritten, its last answer scored.
+    pub(super) fn heldout(&self, mut row: Row) -> Result<Result<Heldout, DataError>, DataError> {
         self.add_system(&mut row.messages);
         let turns = loss_turns(&row.messages, Turns::Last);
         let sample = match self.sample(&row.messages, &turns, &[], &[]) {
@@ -104,8 +113,9 @@ impl<'a> Pipeline<'a> {
         };
         let probe = Probe { text: question(&row.messages[..turns[0]]), ids: sample.prompt().to_vec() };
         Ok(Ok(match self.fit(sample, &row.origin)? {
-            Fitted::Whole(sample) | Fitted::Cut(sample) => Some((sample, probe)),
-            Fitted::Skipped | Fitted::NothingLeft => None,
+            Fitted::Whole(sample) => Heldout::Scored(sample, probe),
+            Fitted::Cut(sample) => Heldout::Cut(sample, probe),
+            Fitted::Skipped | Fitted::NothingLeft => Heldout::LeftOut,
         }))
     }
 
@@ -113,10 +123,18 @@ impl<'a> Pipeline<'a> {
     pub(super) fn probe(&self, mut row: Row) -> Result<Result<Probe, DataError>, DataError> {
         self.add_system(&mut row.messages);
         let turns: Vec<Turn> = row.messages.iter().map(Turn::from).collect();
-        match self.template.render(&turns, true).and_then(|text| self.encoder.prompt_only(&text)) {
-            Ok(ids) => Ok(Ok(Probe { text: question(&row.messages), ids })),
-            Err(error) => located(error, &row.origin).map(Err),
+        let ids = match self.template.render(&turns, true).and_then(|text| self.encoder.prompt_only(&text)) {
+            Ok(ids) => ids,
+            Err(error) => return located(error, &row.origin).map(Err),
+        };
+        if ids.len() > self.max_tokens {
+            return Err(DataError::PromptTooLong {
+                origin: row.origin,
+                tokens: ids.len(),
+                max_tokens: self.max_tokens,
+            });
         }
+        Ok(Ok(Probe { text: question(&row.messages), ids }))
     }
 
     fn add_system(&self, messages: &mut Vec<Message>) {

@@ -7,6 +7,7 @@ use ballast_basemodel::{Architecture, Projection};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What of the run file shapes the plan.
@@ -192,30 +193,62 @@ fn below(rng: &mut impl RngCore, bound: u64) -> u64 {
 fn pack(tokens: &[u32], budget: u32, cost: CostModel) -> Vec<Vec<usize>> {
     let (mut fitting, oversized): (Vec<usize>, Vec<usize>) = (0..tokens.len()).partition(|&i| tokens[i] <= budget);
     fitting.sort_by_key(|&i| (Reverse(tokens[i]), i));
-    let total: u64 = fitting.iter().map(|&i| u64::from(tokens[i])).sum();
-    let fewest = (total.div_ceil(u64::from(budget)) as usize).max(usize::from(!fitting.is_empty()));
-    // With as many micro-batches as samples, each has one of its own, so the search ends.
-    let mut groups =
-        (fewest..=fitting.len()).find_map(|count| fill(&fitting, tokens, budget, cost, count)).unwrap_or_default();
+    let mut groups = fewest_groups(fewest(&fitting, tokens, budget), fitting.len(), |count| {
+        fill(&fitting, tokens, budget, cost, count)
+    });
     groups.extend(oversized.into_iter().map(|i| vec![i]));
     groups.iter_mut().for_each(|group| group.sort_unstable());
     groups.sort_unstable();
     groups
 }
 
+/// A lower bound of the micro-batches: by their tokens in all, and because no two samples of over half the budget share
+/// one.
+fn fewest(samples: &[usize], tokens: &[u32], budget: u32) -> usize {
+    let total: u64 = samples.iter().map(|&i| u64::from(tokens[i])).sum();
+    let large = samples.iter().filter(|&&i| tokens[i] > budget / 2).count();
+    large.max(total.div_ceil(u64::from(budget)) as usize).max(usize::from(!samples.is_empty()))
+}
+
+/// What `fill` gives for the smallest count that it succeeds with: strides that double from `fewest` up, then bisection.
+/// With as many micro-batches as samples each has one of its own, so the search ends.
+fn fewest_groups<T>(fewest: usize, samples: usize, fill: impl Fn(usize) -> Option<Vec<T>>) -> Vec<T> {
+    let (mut failed, mut stride) = (fewest, 1);
+    if let Some(groups) = fill(fewest) {
+        return groups;
+    }
+    let mut found = loop {
+        let count = (fewest + stride).min(samples);
+        match fill(count) {
+            Some(groups) => break (count, groups),
+            None if count == samples => return Vec::new(),
+            None => (failed, stride) = (count, 2 * stride),
+        }
+    };
+    while found.0 - failed > 1 {
+        let middle = failed.midpoint(found.0);
+        match fill(middle) {
+            Some(groups) => found = (middle, groups),
+            None => failed = middle,
+        }
+    }
+    found.1
+}
+
 /// Places samples, costliest first, into `count` micro-batches; `None` when one finds no room.
 fn fill(samples: &[usize], tokens: &[u32], budget: u32, cost: CostModel, count: usize) -> Option<Vec<Vec<usize>>> {
-    let mut groups = vec![(0_u64, 0_u32, Vec::new()); count];
+    let mut members = vec![Vec::new(); count];
+    // Cost, tokens and number of each, cheapest first: that one nearly always has room.
+    let mut cheapest_first: BTreeSet<(u64, u32, usize)> = (0..count).map(|group| (0, 0, group)).collect();
     for &sample in samples {
-        let (group_cost, used, members) = groups
-            .iter_mut()
-            .filter(|(_, used, _)| tokens[sample] <= budget - used)
-            .min_by_key(|(group_cost, used, _)| (*group_cost, *used))?;
-        *group_cost = group_cost.saturating_add(cost.sample(tokens[sample]));
-        *used += tokens[sample];
-        members.push(sample);
+        let group = *cheapest_first.iter().find(|(_, used, _)| tokens[sample] <= budget - used)?;
+        cheapest_first.remove(&group);
+        let (group_cost, used, number) = group;
+        let sum = group_cost.saturating_add(cost.sample(tokens[sample]));
+        cheapest_first.insert((sum, used + tokens[sample], number));
+        members[number].push(sample);
     }
-    Some(groups.into_iter().map(|(_, _, members)| members).collect())
+    Some(members)
 }
 
 /// Divides micro-batches of these costs among `world_size` ranks: longest first, each to the rank with the least so

@@ -5,11 +5,11 @@ use super::codec::{FORMAT_VERSION, Header, Stored};
 use super::collect::Collector;
 use super::error::DataError;
 use super::lookahead;
-use super::pipeline::Pipeline;
-use super::prepared::{MANIFEST_FILE, MANIFEST_KIND, Manifest, PreparedSet, ROWS_FILE, samples_sha256};
+use super::pipeline::{Heldout, Pipeline};
+use super::prepared::{MANIFEST_FILE, MANIFEST_KIND, Manifest, PreparedSet, Probe, ROWS_FILE, samples_sha256};
 use super::source::{BadRows, Purpose, SourceSettings, read};
 use super::template::{ChatTemplate, TemplateSource};
-use super::tokenize::Encoder;
+use super::tokenize::{Encoder, Sample};
 use crate::config::{Data, LookAhead, LookAheadMode, OnBadRow, RowFormat, RunFile};
 use ballast_basemodel::BaseModel;
 use ballast_proto::Coded;
@@ -89,7 +89,11 @@ pub fn prepare_with(
     let source = choose_template(&run.data, model)?;
     let template = ChatTemplate::compile(&source)?;
     let encoder = Encoder::new(&model.tokenizer, model.vocab_size, source.tokenizer_adds_bos, &model.stop_ids)?;
-    let max_tokens = run.data.max_tokens.map_or(model.max_positions, |most| most as usize);
+    let max_positions = model.max_positions;
+    let max_tokens = run.data.max_tokens.map_or(max_positions, |most| most as usize);
+    if max_tokens > max_positions {
+        return Err(DataError::MaxTokens { max_tokens, max_positions });
+    }
     let mut manifest = Manifest {
         kind: MANIFEST_KIND.into(),
         format_version: FORMAT_VERSION,
@@ -143,43 +147,86 @@ fn make(
     let training = collector.finish(bad)?;
     let mut warnings = training.warnings;
 
-    let mut bad = BadRows::default();
-    let mut scored = Vec::new();
-    if let Some(file) = &run.eval.heldout {
-        let settings = SourceSettings { limit: run.eval.heldout_limit, ..SourceSettings::of(&run.data) };
-        let mut refused = BadRows::default();
-        read(std::slice::from_ref(file), settings, Purpose::Answers, &mut bad, &mut |row| {
-            match pipeline.heldout(row)? {
-                Ok(sample) => scored.extend(sample),
-                Err(error) => refused.meet(error, run.data.on_bad_row)?,
-            }
-            Ok(())
-        })?;
-        bad.count += refused.count;
-        bad.first = bad.first.or(refused.first);
-        warnings.extend(left_out("held-out rows", &bad));
-    }
-    let (heldout, mut heldout_prompts): (Vec<_>, Vec<_>) = scored.into_iter().unzip();
-    heldout_prompts.truncate(run.eval.samples);
-
-    let mut probes = Vec::new();
-    if let Some(file) = &run.eval.probes {
-        // Prompts come in shapes of their own, and every one of them counts.
-        let settings = SourceSettings {
-            format: RowFormat::Auto,
-            on_bad_row: OnBadRow::Fail,
-            limit: None,
-            ..SourceSettings::of(&run.data)
-        };
-        read(std::slice::from_ref(file), settings, Purpose::Prompts, &mut BadRows::default(), &mut |row| {
-            probes.push(pipeline.probe(row)??);
-            Ok(())
-        })?;
-    }
+    let Scored { heldout, mut prompts, warnings: about_heldout } = match &run.eval.heldout {
+        Some(file) => heldout(run, pipeline, file)?,
+        None => Scored::default(),
+    };
+    warnings.extend(about_heldout);
+    prompts.truncate(run.eval.samples);
+    let probes = match &run.eval.probes {
+        Some(file) => probes(run, pipeline, file)?,
+        None => Vec::new(),
+    };
     manifest.samples_sha256 = samples_sha256(&training.samples);
     manifest.stats = training.stats;
     let header = Header { manifest, warnings };
-    Ok(Stored { header, samples: training.samples, heldout, heldout_prompts, probes, rows: training.rows })
+    Ok(Stored { header, samples: training.samples, heldout, heldout_prompts: prompts, probes, rows: training.rows })
+}
+
+/// Held-out rows, prepared.
+#[derive(Default)]
+struct Scored {
+    heldout: Vec<Sample>,
+    prompts: Vec<Probe>,
+    warnings: Vec<String>,
+}
+
+fn heldout(run: &RunFile, pipeline: &Pipeline<'_>, file: &PathBuf) -> Result<Scored, DataError> {
+    let settings = SourceSettings { limit: run.eval.heldout_limit, ..SourceSettings::of(&run.data) };
+    let (mut bad, mut refused) = (BadRows::default(), BadRows::default());
+    let mut scored = Scored::default();
+    let (mut cut, mut too_long) = (0_u64, 0_u64);
+    read(std::slice::from_ref(file), settings, Purpose::Answers, &mut bad, &mut |row| {
+        let (sample, prompt) = match pipeline.heldout(row)? {
+            Ok(Heldout::Scored(sample, prompt)) => (sample, prompt),
+            Ok(Heldout::Cut(sample, prompt)) => {
+                cut += 1;
+                (sample, prompt)
+            }
+            Ok(Heldout::LeftOut) => {
+                too_long += 1;
+                return Ok(());
+            }
+            Err(error) => return refused.meet(error, run.data.on_bad_row),
+        };
+        scored.heldout.push(sample);
+        scored.prompts.push(prompt);
+        Ok(())
+    })?;
+    if scored.heldout.is_empty() {
+        let file = file.display();
+        return Err(DataError::Empty(format!("eval.heldout: no row is left to score in {file} ({too_long} too long)")));
+    }
+    bad.count += refused.count;
+    bad.first = bad.first.or(refused.first);
+    let counted = [
+        (cut, "held-out samples were cut at data.max_tokens: the ends of their answers are not scored"),
+        (too_long, "held-out samples are longer than data.max_tokens and are not scored"),
+    ];
+    scored
+        .warnings
+        .extend(counted.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
+    scored.warnings.extend(left_out("held-out rows", &bad));
+    Ok(scored)
+}
+
+fn probes(run: &RunFile, pipeline: &Pipeline<'_>, file: &PathBuf) -> Result<Vec<Probe>, DataError> {
+    // Prompts come in shapes of their own, and every one of them counts.
+    let settings = SourceSettings {
+        format: RowFormat::Auto,
+        on_bad_row: OnBadRow::Fail,
+        limit: None,
+        ..SourceSettings::of(&run.data)
+    };
+    let mut probes = Vec::new();
+    read(std::slice::from_ref(file), settings, Purpose::Prompts, &mut BadRows::default(), &mut |row| {
+        probes.push(pipeline.probe(row)??);
+        Ok(())
+    })?;
+    if probes.is_empty() {
+        return Err(DataError::Empty(format!("eval.probes: there is no prompt in {}", file.display())));
+    }
+    Ok(probes)
 }
 
 /// The warning about malformed rows, if there were any.

@@ -124,7 +124,7 @@ impl Encoder {
     /// A conversation's ids.
     ///
     /// `spliced[k]`, where not empty, is the text that [`SPLICE_MARK`] stands for in the prompt of the `k`-th answer:
-    /// it gets the very ids with which that answer begins. Answers that are `known` are not tokenized again.
+    /// it gets the very ids that the answer has for it. Answers that are `known` are not tokenized again.
     ///
     /// # Errors
     /// [`DataError::Tokenizer`] when the tokenizer fails or gives an id that the model has no embedding for;
@@ -136,7 +136,7 @@ impl Encoder {
             let answer_ids = match spliced.get(index) {
                 Some(&preview) if !preview.is_empty() => {
                     let (ids, shown) = self.answer_with_preview(&answer.text, preview)?;
-                    self.splice(&mut sample.ids, &prompt.text, &ids[..shown], index == 0)?;
+                    self.splice(&mut sample.ids, &prompt.text, &ids[shown], index == 0)?;
                     ids
                 }
                 _ => {
@@ -218,15 +218,17 @@ impl Encoder {
         self.inside.as_ref().unwrap_or(&self.start)
     }
 
-    /// An answer's ids, and how many of them show the preview it begins with.
-    fn answer_with_preview(&self, answer: &str, preview: &str) -> Result<(Vec<u32>, usize), DataError> {
+    /// An answer's ids, and which of them show the preview: not those of what the template puts before the answer.
+    fn answer_with_preview(&self, answer: &str, preview: &str) -> Result<(Vec<u32>, Range<usize>), DataError> {
         let start = answer.find(preview).ok_or_else(|| {
             DataError::Template("the chat template changes the answer, so no token ids of it can be previewed".into())
         })?;
         let encoding: Encoding = self.inside().encode(answer, false).map_err(failed)?;
         let end = start + preview.len();
-        let shown = encoding.get_offsets().iter().take_while(|(token_start, _)| *token_start < end).count();
-        Ok((encoding.get_ids().to_vec(), shown))
+        let offsets = encoding.get_offsets();
+        let before = offsets.iter().take_while(|(_, token_end)| *token_end <= start).count();
+        let shown = offsets.iter().take_while(|(token_start, _)| *token_start < end).count();
+        Ok((encoding.get_ids().to_vec(), before..shown))
     }
 
     fn splice(&self, ids: &mut Vec<u32>, prompt: &str, preview: &[u32], begins: bool) -> Result<(), DataError> {

@@ -10,6 +10,7 @@ use crate::{
     report::{self, Report},
 };
 use ballast_proto::{ErrorCode, Failure, exit};
+use serde_json::{Map, Value};
 use std::{path::PathBuf, sync::Arc};
 
 /// How a run ended, for whoever started it.
@@ -81,7 +82,8 @@ impl Conclusion {
         let (newest, passed_over) = checkpoint::newest(&*store, &blueprint.shapes, &accept)?;
         passed_over.into_iter().for_each(|warning| ended.display.warn(warning));
         let adapter = match &newest {
-            Some(c) if finished && c.state.step == ledger.head() => {
+            // An evaluation that failed costs the evaluation, not the adapter.
+            Some(c) if (finished || ledger.head() == blueprint.total_steps) && c.state.step == ledger.head() => {
                 Some(checkpoint::publish_adapter(&*store, &c.adapter, &blueprint.adapter_config)?)
             }
             // An older adapter would pass for the result.
@@ -139,21 +141,19 @@ impl Conclusion {
     }
 }
 
-fn settings(blueprint: &Blueprint) -> report::Settings {
-    let run = &blueprint.run;
-    report::Settings {
-        model: run.model.source.clone(),
-        seed: run.run.seed,
-        lookahead: format!("{:?}", run.lookahead.mode).to_lowercase(),
-        lookahead_prefix: (run.lookahead.mode == LookAheadMode::Virtual).then(|| run.lookahead.prefix.clone()),
-        lora_rank: run.lora.rank,
-        lora_alpha: run.lora.alpha,
-        lora_dropout: run.lora.dropout,
-        target_modules: blueprint.targets.clone(),
-        learning_rate: run.train.learning_rate,
-        global_batch: run.train.global_batch,
-        epochs: run.train.epochs,
-    }
+/// The run file as it is in effect, but for what only says where things are and how they are shown.
+fn settings(blueprint: &Blueprint) -> Map<String, Value> {
+    let Value::Object(sections) = json::value(&blueprint.run) else { return Map::new() };
+    let shaping = |name: &str| {
+        ["run.seed", "model.", "lora.", "data.", "lookahead.", "train.", "eval."]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    };
+    let keys = sections.into_iter().flat_map(|(section, keys)| match keys {
+        Value::Object(keys) => keys.into_iter().map(|(key, value)| (format!("{section}.{key}"), value)).collect(),
+        _ => Vec::new(),
+    });
+    keys.filter(|(name, _)| shaping(name) && name != "data.cache_dir").collect()
 }
 
 fn throughput(
@@ -163,14 +163,16 @@ fn throughput(
     total_seconds: f64,
     evaluation_seconds: Option<f64>,
 ) -> report::Throughput {
-    let mut seconds: Vec<f64> = earlier.into_iter().chain(metrics).map(|m| m.seconds).collect();
+    let measured = || earlier.iter().chain(&metrics);
+    let mut seconds: Vec<f64> = measured().map(|m| m.seconds).collect();
     seconds.sort_unstable_by(f64::total_cmp);
     let training_seconds: f64 = seconds.iter().sum();
-    let tokens = ledger.steps().map(|s| s.tokens).sum();
+    // Of the same steps as the seconds: metrics of some may be lost.
+    let timed_tokens: u64 = measured().map(|m| m.tokens).sum();
     report::Throughput {
-        tokens,
+        tokens: ledger.steps().map(|s| s.tokens).sum(),
         training_seconds,
-        tokens_per_second: (training_seconds > 0.0).then(|| tokens as f64 / training_seconds),
+        tokens_per_second: (training_seconds > 0.0).then(|| timed_tokens as f64 / training_seconds),
         median_step_seconds: seconds.get(seconds.len() / 2).copied(),
         evaluation_seconds,
         total_seconds,

@@ -157,3 +157,15 @@ proptest! {
         }
     }
 }
+
+/// Samples of more than half the budget each need a micro-batch of their own: the search must not try every number.
+#[test]
+fn large_batches_of_long_samples_are_planned() {
+    let lengths: Vec<u32> = (0..40_000).map(|sample| 51 + sample % 50).collect();
+    let plan = Plan::new(1, &lengths, settings(1, 40_000, 100));
+    assert_eq!(plan.step(1).unwrap().micro_batches.len(), 40_000);
+    // Three fit together at best, never by tokens alone: the bound is passed, and the search goes on.
+    let lengths: Vec<u32> = (0..30_000).map(|sample| 26 + sample % 8).collect();
+    let step = Plan::new(1, &lengths, settings(1, 30_000, 100)).step(1).unwrap();
+    assert!((9_000..=10_100).contains(&step.micro_batches.len()), "{}", step.micro_batches.len());
+}

@@ -172,6 +172,22 @@ fn heldout_rows_and_probes_are_never_rewritten() {
 }
 
 #[test]
+fn heldout_rows_that_are_too_long_are_counted() {
+    let (directory, mut run) = setup(&[pair("a", "b")]);
+    write_rows(directory.path(), "heldout.jsonl", &[pair("h", "i"), pair("a", &"word ".repeat(60))]);
+    run.eval.heldout = Some(directory.path().join("heldout.jsonl"));
+    run.data.max_tokens = Some(60);
+    run.data.on_too_long = OnTooLong::Skip;
+    let set = prepare(&run).unwrap();
+    assert_eq!(set.heldout.len(), 1);
+    assert!(set.warnings.iter().any(|w| w.starts_with("1 held-out samples are longer than")), "{:?}", set.warnings);
+    run.data.on_too_long = OnTooLong::Truncate;
+    let set = prepare(&run).unwrap();
+    assert_eq!(set.heldout.len(), 2);
+    assert!(set.warnings.iter().any(|w| w.starts_with("1 held-out samples were cut")), "{:?}", set.warnings);
+}
+
+#[test]
 fn the_key_changes_with_all_that_shapes_the_set_and_with_nothing_else() {
     let (directory, run) = setup(&[pair("hello", "world"), pair("a", "b")]);
     let key = |run: &RunFile| prepare(run).unwrap().manifest.key;
@@ -289,7 +305,7 @@ fn rewritten_rows_without_a_manifest_are_refused_too() {
 
 #[test]
 fn a_preview_of_every_whole_answer_is_refused_unless_forced() {
-    let (_directory, mut run) = setup(&[pair("Q1", "yes"), pair("Q2", "no"), pair("Q3", "")]);
+    let (_directory, mut run) = setup(&[pair("Q1", "yes"), pair("Q2", "no"), pair("Q3", ""), pair("Q4", " \n")]);
     real(&mut run, 6);
     let (code, message) = error_of(&run);
     assert_eq!(code, ErrorCode::LookAheadShortAnswers);
@@ -300,7 +316,7 @@ fn a_preview_of_every_whole_answer_is_refused_unless_forced() {
     run.lookahead.force = true;
     let set = prepare(&run).unwrap();
     assert_eq!((set.stats.rewritten, set.stats.short_answers, set.stats.whole_previews), (2, 2, 2));
-    assert_eq!(set.stats.empty_answers, 1);
+    assert_eq!(set.stats.empty_answers, 2);
     assert!(set.warnings.iter().any(|w| w.contains("at most 3 tokens")), "{:?}", set.warnings);
     assert!(set.warnings.iter().any(|w| w.starts_with("2 rows have an answer shorter")), "{:?}", set.warnings);
 }

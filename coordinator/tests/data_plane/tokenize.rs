@@ -99,6 +99,10 @@ fn spliced_previews_are_the_answers_own_ids() {
     );
     assert_eq!(sample.loss, [17..20]);
 
+    // What a template puts before the answer is not previewed.
+    let sample = encoder.sample(&segments(&[&prompt, "<s>[ ab</s>"]), &["a"], &[]).unwrap();
+    assert_eq!(tokens(&tokenizer, &sample)[8..12], ["b", "▁a", "[", "/"]);
+
     let twice = format!("{SPLICE_MARK}{SPLICE_MARK}");
     for prompt in ["none", &twice] {
         let error = encoder.sample(&segments(&[prompt, "a"]), &["a"], &[]).unwrap_err().to_string();

@@ -86,6 +86,24 @@ pub(crate) fn cases() -> Vec<Case> {
             s.write("rows.jsonl", PREPARED);
         }),
         case("a cache that is a file", "B2008", PREPARE, |s| s.write("cache", "")),
+        case("more tokens than the base model has positions", "B1004", PREPARE, |s| {
+            s.add("data", "max_tokens = 100000")
+        }),
+        case("a probe longer than the base model takes", "B2004", PREPARE, |s| {
+            s.write("probes.jsonl", format!("{{\"prompt\": \"{}\"}}\n", "why ".repeat(5_000)));
+            s.before("[eval]\nprobes = \"probes.jsonl\"");
+        }),
+        case("no probes", "B2003", PREPARE, |s| {
+            s.write("probes.jsonl", "\n");
+            s.before("[eval]\nprobes = \"probes.jsonl\"");
+        }),
+        case("held-out rows of which none is left", "B2003", PREPARE, |s| {
+            s.write("h.jsonl", "");
+            s.before("[eval]\nheldout = \"h.jsonl\"");
+        }),
+        case("one object over several lines", "B2002", PREPARE, |s| {
+            s.write("rows.jsonl", "{\n  \"data\": []\n}\n");
+        }),
         case("held-out rows that are not there", "B2001", PREPARE, |s| s.before("[eval]\nheldout = \"h.jsonl\"")),
         case("a malformed probe", "B2002", PREPARE, |s| {
             s.write("probes.jsonl", "{\"ask\": \"?\"}\n");

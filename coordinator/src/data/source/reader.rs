@@ -92,6 +92,9 @@ fn parse(line: &[u8]) -> Result<Value, String> {
     let text = str::from_utf8(line).map_err(|e| format!("not valid UTF-8 at byte {} of the line", e.valid_up_to()))?;
     // Without its end, so that a row that is cut off ends where it was cut.
     serde_json::from_str(text.trim_ascii_end()).map_err(|e| {
+        if e.is_eof() && text.trim() == "{" {
+            return "one JSON object over several lines; write an array, or one object a line".into();
+        }
         if e.is_eof() {
             return format!("not valid JSON: cut off at column {}", e.column());
         }
