@@ -83,11 +83,14 @@ fn shard(
     let plan = blueprint.plan.step(step).ok_or_else(missing)?;
     let totals = blueprint.totals(step).ok_or_else(missing)?;
     let shares = assign(&blueprint.plan.costs(&plan), seat.world_size);
-    let micro_batches = shares.get(seat.rank).into_iter().flatten().filter_map(|index| {
-        let samples = plan.micro_batches.get(*index)?;
-        let sequences =
-            samples.iter().filter_map(|sample| blueprint.data.samples.get(*sample as usize)).cloned().collect();
-        Some(MicroBatch { index: u32::try_from(*index).unwrap_or(u32::MAX), sequences })
+    // A sample that is left out silently would still stand in the ledger as trained.
+    let lost = |sample: u32| {
+        Failure::new(ErrorCode::Internal, format!("step {step} trains sample {sample}, which is not there"))
+    };
+    let sequence = |sample: &u32| blueprint.data.samples.get(*sample as usize).cloned().ok_or_else(|| lost(*sample));
+    let micro_batches = shares.get(seat.rank).into_iter().flatten().map(|&index| {
+        let sequences = plan.micro_batches[index].iter().map(sequence).collect::<Result<_, _>>()?;
+        Ok(MicroBatch { index: u32::try_from(index).unwrap_or(u32::MAX), sequences })
     });
     Ok(StepShard {
         generation: Some(generation),
@@ -95,7 +98,7 @@ fn shard(
         step_micro_batches: u32::try_from(plan.micro_batches.len()).unwrap_or(u32::MAX),
         step_loss_tokens: totals.loss_tokens,
         step_tokens: totals.tokens,
-        micro_batches: micro_batches.collect(),
+        micro_batches: micro_batches.collect::<Result<_, Failure>>()?,
         checkpoint_after: step == end_step || blueprint.checkpoint_after(step),
         last: step == end_step,
     })
