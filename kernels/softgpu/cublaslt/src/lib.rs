@@ -1,0 +1,1 @@
+//! libcublasLt.so of the software device.

@@ -1,0 +1,1 @@
+//! libcuda.so of the software device.

@@ -1,0 +1,1 @@
+//! libnccl.so of the software device.

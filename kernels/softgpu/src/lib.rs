@@ -1,0 +1,1 @@
+//! Software CUDA device for tests.
