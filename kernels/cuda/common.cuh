@@ -169,10 +169,15 @@ struct Dropout {
     const u32 *sequence;  // Of each row.
     const u32 *samples;   // Of each sequence.
 
+    // Who a row is: its position and its sample.
+    __device__ __forceinline__ uint2 row(u32 number) const {
+        return make_uint2(positions[number], samples[sequence[number]]);
+    }
+
     // The factors, 0 or `scale`, of channels 4 * quad .. 4 * quad + 4 of a row. A dropped channel is zero even where it
     // held NaN: select by the factor, do not multiply.
-    __device__ __forceinline__ float4 factors(u32 row, u32 quad) const {
-        const uint4 word = philox(make_uint4(quad, positions[row], samples[sequence[row]], module), key);
+    __device__ __forceinline__ float4 factors(uint2 row, u32 quad) const {
+        const uint4 word = philox(make_uint4(quad, row.x, row.y, module), key);
         return make_float4(word.x >= threshold ? scale : 0.0f, word.y >= threshold ? scale : 0.0f,
                            word.z >= threshold ? scale : 0.0f, word.w >= threshold ? scale : 0.0f);
     }
