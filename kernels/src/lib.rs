@@ -10,8 +10,11 @@
 
 #![deny(unsafe_code)]
 
+mod check;
 mod contract;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod layout;
 mod philox;
