@@ -87,8 +87,9 @@ impl CudaBackend {
     /// [`crate::KernelError::Device`] when a library is missing, when there is no such device, or when it fails.
     pub fn new(ordinal: usize, storage: Storage) -> Result<Self> {
         let device = Arc::new(device::Device::open(ordinal)?);
-        let blas = blas::Blas::new(&device)?;
-        Ok(Self { storage, memory: Arc::new(memory::Pool::new(device)), blas })
+        let memory = Arc::new(memory::Pool::new(device));
+        let blas = blas::Blas::new(&memory)?;
+        Ok(Self { storage, blas, memory })
     }
 
     /// The storage type of activations.
@@ -110,7 +111,7 @@ impl CudaBackend {
 
     /// All that may change a bit.
     fn description(&self) -> String {
-        format!("cuda {}; {}", self.storage.suffix(), self.device().description())
+        format!("cuda {}; {}; {}", self.storage.suffix(), self.device().description(), self.blas.description())
     }
 
     fn device(&self) -> &device::Device {
