@@ -26,7 +26,7 @@ pub(crate) fn known(device: &Device, ordinal: CUdevice) -> Result<(), Error> {
 
 /// Makes the device ready. `SOFTGPU_*` variables are read here.
 #[unsafe(no_mangle)]
-pub extern "C" fn cuInit(flags: c_uint) -> CUresult {
+pub(crate) extern "C" fn cuInit(flags: c_uint) -> CUresult {
     if flags != 0 {
         return Error::InvalidValue as CUresult;
     }

@@ -187,11 +187,13 @@ unsafe extern "C" fn cuPointerGetAttribute(value: *mut c_void, number: u32, addr
         device.table.find(address).ok_or(Error::InvalidValue)?;
         let on_device = device.table.is_device(address);
         // SAFETY: the caller passes a pointer to what the attribute's documentation says.
-        match number {
-            2 => unsafe { put(value.cast::<c_uint>(), if on_device { DEVICE } else { HOST }) },
-            3 => unsafe { put(value.cast::<CUdeviceptr>(), address) },
-            4 if !on_device => unsafe { put(value.cast::<CUdeviceptr>(), address) },
-            _ => Err(Error::NotSupported),
+        unsafe {
+            match number {
+                2 => put(value.cast::<c_uint>(), if on_device { DEVICE } else { HOST }),
+                3 => put(value.cast::<CUdeviceptr>(), address),
+                4 if !on_device => put(value.cast::<CUdeviceptr>(), address),
+                _ => Err(Error::NotSupported),
+            }
         }
     })
 }

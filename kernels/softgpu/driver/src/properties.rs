@@ -33,39 +33,39 @@ fn attribute(number: u32, ordinal: CUdevice) -> Option<c_int> {
         2..=4 => BLOCK_LIMITS[number as usize - 2] as usize,
         5..=7 => GRID_LIMITS[number as usize - 5] as usize,
         8 => SHARED_PER_BLOCK,
-        9 => 64 << 10,            // constant memory
-        10 => 32,                 // warp size
-        11 => i32::MAX as usize,  // pitch
-        12 | 82 => 64 << 10,      // registers per block, per multiprocessor
-        13 => 1_410_000,          // clock rate, kHz
-        14 | 30 => 512,           // alignment of textures and surfaces
-        15 | 19 | 31 | 41 => 1,   // overlap of copies, mapped host memory, concurrent kernels, unified addressing
+        9 => 64 << 10,           // constant memory
+        10 => 32,                // warp size
+        11 => i32::MAX as usize, // pitch
+        12 | 82 => 64 << 10,     // registers per block, per multiprocessor
+        13 => 1_410_000,         // clock rate, kHz
+        14 | 30 => 512,          // alignment of textures and surfaces
+        15 | 19 | 31 | 41 => 1,  // overlap of copies, mapped host memory, concurrent kernels, unified addressing
         16 => MULTIPROCESSORS,
-        17 | 18 | 20 | 35 => 0,   // kernel timeout, integrated, compute mode, TCC
-        32 => 1,                  // ECC
+        17 | 18 | 20 | 35 => 0,     // kernel timeout, integrated, compute mode, TCC
+        32 => 1,                    // ECC
         33 => ordinal as usize + 1, // PCI bus
-        34 | 50 => 0,             // PCI device, domain
-        36 => 1_215_000,          // memory clock rate, kHz
-        37 => 5120,               // width of the memory bus
-        38 => 40 << 20,           // L2 cache
+        34 | 50 => 0,               // PCI device, domain
+        36 => 1_215_000,            // memory clock rate, kHz
+        37 => 5120,                 // width of the memory bus
+        38 => 40 << 20,             // L2 cache
         39 => THREADS_PER_MULTIPROCESSOR,
-        40 => 3,                  // copy engines
-        75 => 8,                  // compute capability
+        40 => 3, // copy engines
+        75 => 8, // compute capability
         76 => 0,
-        78..=80 => 1,             // stream priorities, L1 caching
+        78..=80 => 1, // stream priorities, L1 caching
         81 => SHARED_PER_MULTIPROCESSOR,
-        83..=86 => 0,             // managed memory, several GPUs on a board, its group, native atomics on host memory
-        87 => 2,                  // single to double precision
-        88 | 89 => 0,             // pageable access, concurrent managed access
-        90 | 91 => 1,             // preemption, host pointers of registered memory
-        95 | 96 => 0,             // cooperative launches
+        83..=86 => 0, // managed memory, several GPUs on a board, its group, native atomics on host memory
+        87 => 2,      // single to double precision
+        88 | 89 => 0, // pageable access, concurrent managed access
+        90 | 91 => 1, // preemption, host pointers of registered memory
+        95 | 96 => 0, // cooperative launches
         97 => SHARED_OPT_IN,
-        99 => 1,                  // registration of host memory
+        99 => 1, // registration of host memory
         100..=105 | 107 | 110 | 112 | 113 | 114 | 116 | 120 | 124 | 125 | 127 | 128 => 0,
         106 => BLOCKS_PER_MULTIPROCESSOR,
-        108 | 109 => 0,           // persisting L2
+        108 | 109 => 0, // persisting L2
         111 => SHARED_RESERVED,
-        115 => 1,                 // memory pools
+        115 => 1, // memory pools
         _ => return None,
     };
     c_int::try_from(value).ok()
@@ -184,11 +184,13 @@ unsafe extern "C" fn cuMemPoolGetAttribute(pool: Handle, number: u32, value: *mu
         }
         let (capacity, free) = device.table.capacity_and_free();
         // SAFETY: the caller passes a pointer to what the attribute's documentation says: `int` or 64 bits.
-        match number {
-            1..=3 => unsafe { put(value.cast::<c_int>(), 0) },
-            4 => unsafe { put(value, 0) },
-            5 | 7 => unsafe { put(value, capacity - free) },
-            _ => Err(Error::NotSupported),
+        unsafe {
+            match number {
+                1..=3 => put(value.cast::<c_int>(), 0),
+                4 => put(value, 0),
+                5 | 7 => put(value, capacity - free),
+                _ => Err(Error::NotSupported),
+            }
         }
     })
 }

@@ -10,7 +10,7 @@ use crate::{
 
 /// Whether the bytes lie within one allocation: 0, or `CUDA_ERROR_ILLEGAL_ADDRESS`.
 #[unsafe(no_mangle)]
-pub extern "C" fn softgpu_check_range(address: CUdeviceptr, bytes: usize) -> CUresult {
+extern "C" fn softgpu_check_range(address: CUdeviceptr, bytes: usize) -> CUresult {
     call::initialized(|device| device.table.check(address, bytes as u64, 1).map_err(|_| Error::IllegalAddress))
 }
 
@@ -19,7 +19,7 @@ pub extern "C" fn softgpu_check_range(address: CUdeviceptr, bytes: usize) -> CUr
 /// # Safety
 /// `message` is a string that ends in a zero.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn softgpu_raise(code: CUresult, message: *const c_char) -> CUresult {
+unsafe extern "C" fn softgpu_raise(code: CUresult, message: *const c_char) -> CUresult {
     call::initialized(|device| {
         // SAFETY: the caller's promise.
         let message = unsafe { CStr::from_ptr(message) }.to_string_lossy();

@@ -99,3 +99,13 @@ extern "C" fn cuLaunchHostFunc(stream: Handle, function: HostFunction, data: *mu
         device.enqueue(&stream, Work::Host { function, data: UserData(data) }).map(|_| ())
     })
 }
+
+/// Capture into graphs is not supported, so no stream is ever capturing.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuStreamIsCapturing(stream: Handle, status: *mut c_uint) -> CUresult {
+    in_context(|device| {
+        device.stream(stream)?;
+        // SAFETY: the caller passes a valid pointer.
+        unsafe { put(status, 0) }
+    })
+}
