@@ -27,6 +27,8 @@ mod memory;
 mod modules;
 mod norm;
 mod optimizer;
+#[allow(unsafe_code)] // Asks libraries.
+mod probe;
 mod rotary;
 mod rows;
 #[allow(unsafe_code)] // Calls into the driver.
@@ -34,7 +36,9 @@ mod transfer;
 mod weights;
 
 pub use buffers::{Cache, IndexVector, IntegerVector, Matrix, Packing, Vector};
+pub use libraries::Library;
 pub use memory::MemoryUse;
+pub use probe::{DeviceProbe, Probe, probe};
 pub use weights::{FrozenLinear, RotaryTable, Table};
 
 use crate::check;
