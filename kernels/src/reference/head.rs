@@ -37,12 +37,28 @@ pub fn cross_entropy(
     bias: Option<&[f64]>,
     targets: &[u32],
 ) -> (Vec<f64>, Vec<f64>) {
+    let losses: Vec<f64> =
+        log_probabilities(hidden, weight, vocab, bias, targets).into_iter().map(|log_p| -log_p).collect();
+    let d_hidden = cross_entropy_gradient(hidden, weight, vocab, bias, targets, &losses);
+    (losses, d_hidden)
+}
+
+/// `d_hidden` of [`cross_entropy`] when its losses came out as `losses`: `losses[n] + logits[n][targets[n]]` is the
+/// log-sum-exp that normalizes row `n`.
+#[must_use]
+pub fn cross_entropy_gradient(
+    hidden: &[f64],
+    weight: &[f64],
+    vocab: usize,
+    bias: Option<&[f64]>,
+    targets: &[u32],
+    losses: &[f64],
+) -> Vec<f64> {
     let inp = hidden.len() / targets.len();
     let logits = logits(hidden, targets.len(), weight, vocab, bias);
-    let (mut losses, mut d_hidden) = (Vec::new(), vec![0.0; hidden.len()]);
+    let mut d_hidden = vec![0.0; hidden.len()];
     for (n, (logits, &target)) in logits.chunks_exact(vocab).zip(targets).enumerate() {
-        let log_sum_exp = log_sum_exp(logits);
-        losses.push(log_sum_exp - logits[target as usize]);
+        let log_sum_exp = losses[n] + logits[target as usize];
         for (word, logit) in logits.iter().enumerate() {
             let d_logit = (logit - log_sum_exp).exp() - if word == target as usize { 1.0 } else { 0.0 };
             for i in 0..inp {
@@ -50,5 +66,5 @@ pub fn cross_entropy(
             }
         }
     }
-    (losses, d_hidden)
+    d_hidden
 }

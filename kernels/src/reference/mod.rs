@@ -13,6 +13,6 @@ mod finite_differences;
 
 pub use attention::{AttentionGradients, attention, attention_backward};
 pub use exact::{adamw, from_fixed, to_fixed};
-pub use head::{cross_entropy, log_probabilities, logits};
+pub use head::{cross_entropy, cross_entropy_gradient, log_probabilities, logits};
 pub use linear::{LinearGradients, LinearShape, Lora, dropout_mask, linear, linear_backward};
 pub use pointwise::{embedding, gated, gated_backward, gather_rows, rms_norm, rms_norm_backward, rotary, scatter_rows};
