@@ -1,7 +1,7 @@
 //! Attention with a cache gives what attention over the whole sequence gives.
 
 use super::source::poisoned;
-use super::{Comparison, Source, ok};
+use super::{Comparison, Source, ok, plain};
 use crate::{AttentionShape, Backend, reference};
 
 pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
@@ -38,8 +38,10 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
             done += count;
         }
         let (want, _) = reference::attention(&q_seen, &k_seen, &v_seen, &[0, total as u32], &shape);
+        let bounds = [0, total as u32];
+        let plain = plain::Attention { q: &q_seen, k: &k_seen, v: &v_seen, bounds: &bounds, shape: &shape };
         let what = format!("attention_cached {heads}/{kv_heads} heads of {head_dim}, {steps:?}, window {window:?}");
-        all.push(Comparison::new(what, got, want, 16.0));
+        all.push(Comparison::stored(what, got, want, 16.0).plainly(plain.forward().0));
         // The cache is full now.
         let (one_q, one_k) = (poisoned(b, 1, heads * head_dim), poisoned(b, 1, kv_heads * head_dim));
         let mut out = poisoned(b, 1, heads * head_dim);
