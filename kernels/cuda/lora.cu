@@ -1,5 +1,5 @@
 // The low-rank path of a linear layer (Hu et al., 2106.09685): thin products between activations [T, in] or [T, out] and
-// the adapter's f32 matrices A [r, in] and B [out, r], r at most 256.
+// the adapter's f32 matrices A [r, in] and B [out, r], r small.
 //
 //   lora_down       down   = drop(x) A^T                 contraction over in
 //   lora_up         y     += scaling * down B^T          expansion over r
@@ -197,22 +197,22 @@ __device__ __forceinline__ void contract(const Wide &wide, const Thin &thin, flo
 
 template <u32 THIN, typename T>
 __device__ __forceinline__ void down(const T *x, const float *a, float *out, u32 tokens, u32 inp, u32 rank,
-                                     const Dropout &dropout) {
+                                     float scale, const Dropout &dropout) {
     __shared__ uint2 ids[WIDE];
     const RowMask<WIDE> mask(dropout, ids, blockIdx.x * WIDE, tokens);
     const Dropped<T, WIDE> dropped{Operand<const T>(x, tokens, inp), mask};
     contract<THIN, Layout::ByRow, Layout::ByRow, false>(dropped, Operand<const float>(a, rank, inp), out, tokens, rank,
-                                                        inp, 1.0f);
+                                                        inp, scale);
 }
 
 template <u32 THIN, typename T>
 __device__ __forceinline__ void d_a(const T *x, const float *d_down, float *out, u32 tokens, u32 inp, u32 rank,
-                                    const Dropout &dropout) {
+                                    float scale, const Dropout &dropout) {
     __shared__ uint2 ids[SPLIT];
     const RowMask<SPLIT> mask(dropout, ids, blockIdx.y * SPLIT, tokens);
     const Dropped<T, SPLIT> dropped{Operand<const T>(x, tokens, inp), mask};
     contract<THIN, Layout::ByK, Layout::ByK, true>(dropped, Operand<const float>(d_down, tokens, rank), out, inp, rank,
-                                                   tokens, 1.0f);
+                                                   tokens, scale);
 }
 
 // ---- expansions ------------------------------------------------------------------------------------------------------
@@ -257,12 +257,12 @@ __device__ __forceinline__ void expand(const Operand<const float> &thin, const O
 // Grids of the contractions: (tiles of the wide side, stretches of K, tiles of the rank); THIN as the name says.
 #define CONTRACTIONS(T, SUFFIX, THIN)                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_down_##THIN##SUFFIX(                                    \
-        const T *x, const float *a, float *out, u32 tokens, u32 inp, u32 rank, DROPOUT_PARAMETERS) {                   \
-        down<THIN>(x, a, out, tokens, inp, rank, DROPOUT);                                                             \
+        const T *x, const float *a, float *out, u32 tokens, u32 inp, u32 rank, float scale, DROPOUT_PARAMETERS) {      \
+        down<THIN>(x, a, out, tokens, inp, rank, scale, DROPOUT);                                                      \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_a_##THIN##SUFFIX(                                     \
-        const T *x, const float *d_down, float *out, u32 tokens, u32 inp, u32 rank, DROPOUT_PARAMETERS) {              \
-        d_a<THIN>(x, d_down, out, tokens, inp, rank, DROPOUT);                                                         \
+        const T *x, const float *d_down, float *out, u32 tokens, u32 inp, u32 rank, float scale, DROPOUT_PARAMETERS) { \
+        d_a<THIN>(x, d_down, out, tokens, inp, rank, scale, DROPOUT);                                                  \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_down_##THIN##SUFFIX(                                  \
         const T *d_y, const float *b, float *out, u32 tokens, u32 outputs, u32 rank, float scale) {                    \

@@ -1,6 +1,6 @@
 //! Shape errors: what all backends refuse, and how they say so.
 
-use crate::contract::{AttentionShape, Result, Segment};
+use crate::contract::{AdamW, AttentionShape, Backend, LoraPath, Result, Segment};
 use crate::{KernelError, PackedLayout};
 
 /// A matrix of any backend.
@@ -44,6 +44,27 @@ pub(crate) fn below(operation: &'static str, name: &str, indices: &[u32], limit:
             Err(KernelError::Shape { operation, detail: format!("{name} holds {index}, which is not below {limit}") })
         }
     }
+}
+
+/// The adapter of a layer `[out, inp]` lies within `parameters` elements, and its dropout keeps something. `masked_rows` is
+/// how many rows the packing of a dropout has.
+pub(crate) fn lora_path<B: Backend>(
+    operation: &'static str,
+    path: &LoraPath<'_, B>,
+    parameters: usize,
+    (out, inp): (usize, usize),
+    rows: usize,
+    masked_rows: impl Fn(&B::Packing) -> usize,
+) -> Result<()> {
+    ensure(path.rank > 0, operation, || "rank is 0".into())?;
+    length(operation, "A", path.a.len(), path.rank * inp)?;
+    length(operation, "B", path.b.len(), path.rank * out)?;
+    ensure(path.a.end <= parameters && path.b.end <= parameters, operation, || {
+        format!("A {:?} or B {:?} is outside {parameters} parameters", path.a, path.b)
+    })?;
+    let Some(dropout) = path.dropout.as_ref().filter(|dropout| dropout.drops()) else { return Ok(()) };
+    ensure(dropout.probability < 1.0, operation, || format!("dropout probability {}", dropout.probability))?;
+    length(operation, "the packing of the dropout mask", masked_rows(dropout.packing), rows)
 }
 
 /// The attention shape makes sense in itself.
@@ -109,4 +130,12 @@ pub(crate) fn segments(operation: &'static str, segments: &[Segment], len: usize
 pub(crate) fn limit_bits(operation: &'static str, limit_bits: u32) -> Result<()> {
     const MOST: u32 = 62;
     ensure(limit_bits <= MOST, operation, || format!("limit_bits is {limit_bits}, at most {MOST}"))
+}
+
+/// All vectors of an update have `len` elements, and its number is one.
+pub(crate) fn adamw(settings: &AdamW, len: usize, gradient: usize, first: usize, second: usize) -> Result<()> {
+    for (name, got) in [("gradient", gradient), ("first_moment", first), ("second_moment", second)] {
+        length("adamw", name, got, len)?;
+    }
+    ensure(settings.step > 0, "adamw", || "updates are numbered from 1".into())
 }

@@ -10,6 +10,7 @@
 
 #![deny(unsafe_code)]
 
+mod adamw;
 mod check;
 mod contract;
 pub mod cpu;

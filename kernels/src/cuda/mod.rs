@@ -82,6 +82,7 @@ pub struct CudaBackend {
     storage: Storage,
     memory: Arc<memory::Pool>,
     blas: blas::Blas,
+    tables: fixed::Tables,
 }
 
 impl CudaBackend {
@@ -93,7 +94,7 @@ impl CudaBackend {
         let device = Arc::new(device::Device::open(ordinal)?);
         let memory = Arc::new(memory::Pool::new(device));
         let blas = blas::Blas::new(&memory)?;
-        Ok(Self { storage, blas, memory })
+        Ok(Self { storage, blas, tables: fixed::Tables::default(), memory })
     }
 
     /// The storage type of activations.
