@@ -15,11 +15,12 @@ GOLDEN ?= worker/tests/fixtures/peft-tiny
 # A run directory whose adapter `make adapter-check` loads in peft.
 RUN ?= runs/smollm2-gsm8k
 
-.PHONY: help demo test parity bench lint fmt adapter-check peft-env deploy-check advisories
+.PHONY: help demo cuda test parity bench lint fmt adapter-check peft-env deploy-check advisories
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
 	@echo 'make test           the whole test suite (cargo only; under 15 minutes on 2 cores)'
+	@echo 'make cuda           the CUDA kernels: PTX and cubins, checked against kernels/cuda/resources.tsv (fetches the compiler)'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -39,6 +40,10 @@ demo:
 test:
 	$(CARGO) test --locked --workspace --no-run
 	$(CARGO) test --locked --workspace
+
+# Exits with 69 where the compiler cannot be had.
+cuda:
+	kernels/cuda/build.py --out $(TARGET_DIR)/cuda
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)

@@ -11,8 +11,8 @@ using u32 = unsigned;
 using u64 = unsigned long long;
 
 // Defines the entry points of a file: KERNEL(T, SUFFIX) with T = float, SUFFIX = _f32 and T = bf16, SUFFIX = _bf16.
-#define FOR_EACH_STORAGE(KERNEL) \
-    KERNEL(float, _f32)          \
+#define FOR_EACH_STORAGE(KERNEL)                                                                                      \
+    KERNEL(float, _f32)                                                                                               \
     KERNEL(bf16, _bf16)
 
 constexpr u32 WARP = 32;
@@ -33,8 +33,8 @@ template <> __device__ __forceinline__ bf16 narrow<bf16>(float x) { return __flo
 // Elements of T in one 16-byte access, the widest that a thread can make.
 template <typename T> constexpr u32 WIDTH = 16 / sizeof(T);
 
-// `N` consecutive elements, widened. N is WIDTH<T> (one 16-byte access; the address must be a multiple of 16), or 1
-// (rows whose width is not a multiple of WIDTH<T>).
+// `N` consecutive elements, widened, moved by one access: N is WIDTH<T>, or 4 where f32 tables go with the elements, or
+// 1 where rows are ragged. The address must be a multiple of the access.
 template <u32 N> struct Pack {
     float value[N];
 };
@@ -50,6 +50,11 @@ __device__ __forceinline__ void load(const float *from, Pack<4> &pack) {
 // A bf16 is the upper half of an f32.
 __device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_half(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+__device__ __forceinline__ void load(const bf16 *from, Pack<4> &pack) {
+    const uint2 raw = *reinterpret_cast<const uint2 *>(from);
+    pack = {{low_half(raw.x), high_half(raw.x), low_half(raw.y), high_half(raw.y)}};
+}
 
 __device__ __forceinline__ void load(const bf16 *from, Pack<8> &pack) {
     const uint4 raw = *reinterpret_cast<const uint4 *>(from);
@@ -74,6 +79,11 @@ __device__ __forceinline__ void store(float *to, const Pack<4> &pack) {
 __device__ __forceinline__ u32 narrow_pair(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const u32 *>(&pair);
+}
+
+__device__ __forceinline__ void store(bf16 *to, const Pack<4> &pack) {
+    const float *v = pack.value;
+    *reinterpret_cast<uint2 *>(to) = make_uint2(narrow_pair(v[0], v[1]), narrow_pair(v[2], v[3]));
 }
 
 __device__ __forceinline__ void store(bf16 *to, const Pack<8> &pack) {
@@ -143,8 +153,8 @@ template <u32 THREADS, typename V> __device__ __forceinline__ V block_max(V valu
 
 // ---- dropout -------------------------------------------------------------------------------------------------------
 
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): four random words from a counter
-// and a key, as in kernels/src/philox.rs.
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): four random words from a
+// counter and a key, as in kernels/src/philox.rs.
 __device__ __forceinline__ uint4 philox(uint4 counter, uint2 key) {
     constexpr u32 MULTIPLIER_0 = 0xD2511F53u, MULTIPLIER_1 = 0xCD9E8D57u;
     constexpr u32 WEYL_0 = 0x9E3779B9u, WEYL_1 = 0xBB67AE85u;
@@ -158,8 +168,8 @@ __device__ __forceinline__ uint4 philox(uint4 counter, uint2 key) {
     return counter;
 }
 
-// One layer's dropout: a pure function of (seed, step, sample, module, position, channel), so that the mask is made where
-// it is needed and never stored. A kernel fills it from its scalar parameters.
+// One layer's dropout: a pure function of (seed, step, sample, module, position, channel), so that the mask is made
+// where it is needed and never stored. A kernel fills it from its scalar parameters.
 struct Dropout {
     uint2 key;            // (seed ^ (seed >> 32), step), the low 32 bits of each.
     u32 threshold;        // ceil(probability * 2^32): words below are dropped.

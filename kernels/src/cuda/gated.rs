@@ -1,9 +1,27 @@
-//! Gated activations.
+//! Gated activations, forward and backward.
 
 use super::CudaBackend;
+use super::arguments::Grid;
 use super::buffers::Matrix;
-use crate::KernelError;
+use super::check::shape;
 use crate::contract::{GatedActivation, Result};
+
+const FILE: &str = "gated";
+const THREADS: u32 = 256;
+
+/// How the kernels of an activation are called.
+fn name(activation: GatedActivation) -> &'static str {
+    match activation {
+        GatedActivation::Silu => "silu_gate",
+        GatedActivation::GeluTanh => "gelu_gate",
+    }
+}
+
+/// A thread for each 16 bytes of `matrix`, and its elements.
+fn grid(b: &CudaBackend, matrix: &Matrix) -> (Grid, u64) {
+    let elements = matrix.rows * matrix.cols;
+    (Grid::elements(elements.div_ceil(16 / b.storage().bytes()), THREADS), elements as u64)
+}
 
 pub(super) fn forward(
     b: &CudaBackend,
@@ -12,8 +30,10 @@ pub(super) fn forward(
     activation: GatedActivation,
     out: &mut Matrix,
 ) -> Result<()> {
-    let _ = (b, gate, up, activation, out);
-    Err(KernelError::Device("gated is not built yet".into()))
+    shape("gated", "up", up, gate.rows, gate.cols)?;
+    shape("gated", "out", out, gate.rows, gate.cols)?;
+    let (grid, elements) = grid(b, gate);
+    b.launch(FILE, name(activation), true, grid, &[gate.into(), up.into(), out.into(), elements.into()])
 }
 
 pub(super) fn backward(
@@ -25,6 +45,11 @@ pub(super) fn backward(
     d_gate: &mut Matrix,
     d_up: &mut Matrix,
 ) -> Result<()> {
-    let _ = (b, d_out, gate, up, activation, d_gate, d_up);
-    Err(KernelError::Device("gated is not built yet".into()))
+    let (rows, cols) = (gate.rows, gate.cols);
+    for (name, matrix) in [("d_out", d_out), ("up", up), ("d_gate", &*d_gate), ("d_up", &*d_up)] {
+        shape("gated_backward", name, matrix, rows, cols)?;
+    }
+    let (grid, elements) = grid(b, gate);
+    let args = [d_out.into(), gate.into(), up.into(), d_gate.into(), d_up.into(), elements.into()];
+    b.launch(FILE, &format!("{}_backward", name(activation)), true, grid, &args)
 }

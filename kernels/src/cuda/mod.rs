@@ -31,6 +31,7 @@ mod optimizer;
 mod probe;
 mod rotary;
 mod rows;
+mod team;
 #[allow(unsafe_code)] // Calls into the driver.
 mod transfer;
 mod weights;
