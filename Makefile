@@ -20,7 +20,7 @@ RUN ?= runs/smollm2-gsm8k
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
 	@echo 'make test           the whole test suite (cargo only; under 15 minutes on 2 cores)'
-	@echo 'make cuda           the CUDA kernels: PTX and cubins, checked against kernels/cuda/resources.tsv (fetches the compiler)'
+	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'

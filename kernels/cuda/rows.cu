@@ -46,8 +46,8 @@ __device__ __forceinline__ void copied_or_zero_row(const T *from, T *to, u32 col
     }
 }
 
-// d_x[rows[i]] = d_out[i], every other of `total` rows zero. A team a row of d_x, which learns from `inverse` where its row
-// comes from: so each is written once, zero or not.
+// d_x[rows[i]] = d_out[i], every other of `total` rows zero. A team a row of d_x, which learns from `inverse` where it
+// comes from: so each row is written once, zero or not.
 template <typename T>
 __device__ __forceinline__ void scatter_rows(const T *d_out, const u32 *inverse, T *d_x, u32 total, u32 cols,
                                              u32 bits) {
