@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Builds the CUDA artifacts and checks what ptxas made of them (`make cuda`).
 
-Every kernels/cuda/*.cu becomes PTX for compute_80, which any later device can compile for itself, and that PTX becomes a
-cubin for each of ARCHITECTURES: so what the tests execute without a GPU is what all of them hold. What is up to date is
-not built again. Then each kernel's registers, shared memory, spills and special instructions are compared with
+Every kernels/cuda/*.cu becomes PTX for compute_80, which any later device can compile for itself, and that PTX becomes
+a cubin for each of ARCHITECTURES: so what the tests execute without a GPU is what all of them hold. What is up to date
+is not built again. Then each kernel's registers, shared memory, spills and special instructions are compared with
 resources.tsv, exactly: the compiler is pinned.
 
 Exit status: 0 built and as the table says; 1 does not compile, or differs from the table; 69 the compiler cannot be
