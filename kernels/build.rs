@@ -22,7 +22,7 @@ fn embed() -> Result<(), String> {
     let directory = directory(&out);
     println!("cargo::rerun-if-changed={}", directory.display());
     let artifacts = artifacts(&directory).map_err(|error| {
-        format!("the feature `cuda` embeds compiled kernels from {}: {error}; run `make cuda`", directory.display())
+        format!("the feature `cuda` embeds compiled kernels, but {}: {error}; run `make cuda`", directory.display())
     })?;
     let mut source = String::from("&[\n");
     for (file, form, path) in artifacts {
@@ -54,6 +54,9 @@ fn artifacts(directory: &Path) -> Result<Vec<(String, String, PathBuf)>, String>
         } else if let Some((file, form)) = name.strip_suffix(".cubin").and_then(|stem| stem.split_once('.')) {
             found.push((file.to_owned(), form.to_owned(), path));
         }
+    }
+    if !found.iter().any(|(_, form, _)| form == "ptx") {
+        return Err("holds no PTX".to_owned());
     }
     found.sort();
     Ok(found)
