@@ -14,13 +14,17 @@ PEFT ?= $(CACHE)/peft-env/python
 GOLDEN ?= worker/tests/fixtures/peft-tiny
 # A run directory whose adapter `make adapter-check` loads in peft.
 RUN ?= runs/smollm2-gsm8k
+# Another directory of libcuda, libcublasLt and libnccl for `make test-cuda`; ours is the software device.
+SOFTGPU_LIB ?=
+CUDA_LIB := $(abspath $(or $(SOFTGPU_LIB),$(TARGET_DIR)/softgpu/lib))
 
-.PHONY: help demo cuda test parity bench lint fmt adapter-check peft-env deploy-check advisories
+.PHONY: help demo cuda softgpu test test-cuda parity bench lint fmt adapter-check peft-env deploy-check advisories
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
 	@echo 'make test           the whole test suite (cargo only; under 15 minutes on 2 cores)'
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
+	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -44,6 +48,17 @@ test:
 # Exits with 69 where the compiler cannot be had.
 cuda:
 	kernels/cuda/build.py --out $(TARGET_DIR)/cuda
+
+# The stand-ins for libcuda, libcublasLt and libnccl: tests only, never shipped.
+softgpu:
+	kernels/softgpu/install.sh $(TARGET_DIR)/softgpu/lib
+
+# What passes here is emulated. The first two have no device, and so libraries to miss.
+CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
+test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
+	$(CUDA_TEST) --lib cuda::
+	$(CUDA_TEST) --test cuda_libraries
+	LD_LIBRARY_PATH=$(CUDA_LIB) $(CUDA_TEST) --test cuda
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)
