@@ -24,7 +24,7 @@ TENSOR_FORWARD(256)
 
 // Grid: [T / 16 + sequences, heads] blocks.
 #define PLAIN_FORWARD(T, SUFFIX)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS)                                                       \
+    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1)                                                       \
         attention_plain##SUFFIX(const T *q, const T *k, const T *v, const u32 *bounds, u32 sequences, u32 heads,      \
                                 u32 kv_heads, u32 window, float scale, u32 channels, T *out, float *log_sum_exp) {    \
         const Tile tile = find_tile<SIDE>(bounds, sequences, gridDim.x - 1 - blockIdx.x);                             \

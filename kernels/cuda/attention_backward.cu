@@ -219,7 +219,7 @@ TENSOR_BACKWARD(256)
 
 // Grids: [T / 16 + sequences, heads] blocks, and [T / 16 + sequences, kv_heads].
 #define PLAIN_BACKWARD(T, SUFFIX)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS) attention_query_gradient_plain##SUFFIX(               \
+    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_query_gradient_plain##SUFFIX(               \
         const T *d_out, const T *q, const T *k, const T *v, const float *log_sum_exp, const float *delta,             \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, u32 channels, T *d_q) {   \
         const Tile tile = find_tile<SIDE>(bounds, sequences, gridDim.x - 1 - blockIdx.x);                             \
@@ -227,7 +227,7 @@ TENSOR_BACKWARD(256)
         query_gradient_plainly<T>({d_out, q, k, v, log_sum_exp, delta}, tile, blockIdx.y,                             \
                                   {heads, kv_heads, window, scale}, channels, d_q);                                   \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS) attention_key_gradients_plain##SUFFIX(                \
+    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_key_gradients_plain##SUFFIX(                \
         const T *d_out, const T *q, const T *k, const T *v, const float *log_sum_exp, const float *delta,             \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, u32 channels, T *d_k,     \
         T *d_v) {                                                                                                     \

@@ -24,7 +24,7 @@ TENSOR_CACHED(256)
 
 // Grid: [ceil(queries / 16), heads] blocks.
 #define PLAIN_CACHED(T, SUFFIX)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS)                                                       \
+    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1)                                                       \
         attention_cached_plain##SUFFIX(const T *q, const T *keys, const T *values, u32 before, u32 queries, u32 heads, \
                                        u32 kv_heads, u32 window, float scale, u32 channels, T *out) {                 \
         const u32 first = blockIdx.x * SIDE;                                                                          \

@@ -43,14 +43,23 @@ template <u32 D> constexpr __host__ __device__ u32 tile_bytes(u32 rows) { return
 
 // Rows of a multiple of 128 bytes all start at bank 0: eight rows need eight places. Rows of an odd multiple of 64 bytes
 // (D = 96) start at banks 0 and 16 in turn: four places for each pair of rows.
+template <u32 D> constexpr u32 PLACES = D % 64 == 0 ? 8 : 4;
+
 template <u32 D> __device__ __forceinline__ u32 twist(u32 row) {
     static_assert(D % 32 == 0, "a row holds whole groups of four chunks");
-    return D % 64 == 0 ? row % 8 : row / 2 % 4;
+    return row / (8 / PLACES<D>) % PLACES<D>;
 }
 
 // Offset of a chunk, in bytes.
 template <u32 D> __device__ __forceinline__ u32 chunk_offset(u32 row, u32 chunk) {
     return (row * (D / CHUNK) + (chunk ^ twist<D>(row))) * 16;
+}
+
+// The same for chunk `column / 8 + odd` with `column` a multiple of 16 known to the compiler and `odd` 0 or 1. It is
+// written so that all columns share PLACES / 2 computed addresses and differ in constants.
+template <u32 D> __device__ __forceinline__ u32 fragment_offset(u32 row, u32 column, u32 odd) {
+    const u32 chunk = column / CHUNK, group = chunk / PLACES<D>;
+    return row * D * 2 + group * PLACES<D> * 16 + (chunk % PLACES<D> ^ odd ^ twist<D>(row)) * 16;
 }
 
 // Starts the copy of ROWS rows, `stride` elements apart, by THREADS threads. Rows from `rows` on become zero.
@@ -87,19 +96,19 @@ __device__ __forceinline__ void load_matrices_transposed(Fragment &to, u32 addre
 // A = X[row .. row + 16][column .. column + 16].
 template <u32 D> __device__ __forceinline__ void load_a(Fragment &to, u32 x, u32 row, u32 column) {
     const u32 lane = threadIdx.x % WARP;
-    load_matrices(to, x + chunk_offset<D>(row + lane % 16, column / CHUNK + lane / 16));
+    load_matrices(to, x + fragment_offset<D>(row + lane % 16, column, lane / 16));
 }
 
 // B = Yᵀ of Y[row .. row + 16][column .. column + 16]: for X Yᵀ, with the rows of Y as columns of the result.
 template <u32 D> __device__ __forceinline__ void load_b_of_rows(Fragment &to, u32 y, u32 row, u32 column) {
     const u32 lane = threadIdx.x % WARP;
-    load_matrices(to, y + chunk_offset<D>(row + lane % 8 + lane / 16 * 8, column / CHUNK + lane / 8 % 2));
+    load_matrices(to, y + fragment_offset<D>(row + lane % 8 + lane / 16 * 8, column, lane / 8 % 2));
 }
 
 // B = Y[row .. row + 16][column .. column + 16]: for W Y.
 template <u32 D> __device__ __forceinline__ void load_b(Fragment &to, u32 y, u32 row, u32 column) {
     const u32 lane = threadIdx.x % WARP;
-    load_matrices_transposed(to, y + chunk_offset<D>(row + lane % 16, column / CHUNK + lane / 16));
+    load_matrices_transposed(to, y + fragment_offset<D>(row + lane % 16, column, lane / 16));
 }
 
 // C += A B.
