@@ -4,6 +4,8 @@
 //
 // Floor, for T tokens of which a query sees n on average, H heads of D channels: 4 T H n D FLOPs; bytes: q and out once,
 // (2 T H D) * size; k and v once per tile of queries and head that sees them, of which L2 serves all but the first.
+//
+// sass: attention_[0-9]*_bf16 HMMA LDSM LDGSTS
 #include "attention_forward.cuh"
 #include "attention_plain.cuh"
 

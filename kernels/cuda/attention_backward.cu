@@ -15,6 +15,8 @@
 // The two passes are mirror images. An owner's rows stay in shared memory, 16 a warp; what it meets passes through two
 // stages of shared memory, one being filled while the other is used. Scores, as Q Kᵀ for queries and as K Qᵀ for keys,
 // stay in registers, in the layout in which the next product takes them.
+//
+// sass: attention_*_[0-9]*_bf16 HMMA LDSM LDGSTS
 #include "attention_plain.cuh"
 #include "mma.cuh"
 

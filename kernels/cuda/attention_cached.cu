@@ -5,6 +5,8 @@
 //
 // Floor: the cache's keys and values once for each head that reads them (2 * size * n D bytes for n tokens), 4 n D FLOPs
 // a query and head: memory-bound for few queries.
+//
+// sass: attention_cached_[0-9]*_bf16 HMMA LDSM LDGSTS
 #include "attention_forward.cuh"
 #include "attention_plain.cuh"
 
