@@ -18,13 +18,14 @@ RUN ?= runs/smollm2-gsm8k
 SOFTGPU_LIB ?=
 CUDA_LIB := $(abspath $(or $(SOFTGPU_LIB),$(TARGET_DIR)/softgpu/lib))
 
-.PHONY: help demo cuda softgpu test test-cuda parity bench lint fmt adapter-check peft-env deploy-check advisories
+.PHONY: help demo cuda softgpu test test-cuda mutants parity bench lint fmt adapter-check peft-env deploy-check advisories
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
 	@echo 'make test           the whole test suite (cargo only; under 15 minutes on 2 cores)'
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
+	@echo 'make mutants        seeded faults in the CUDA kernels, and which test catches each'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -58,7 +59,11 @@ CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
 test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) --lib cuda::
 	$(CUDA_TEST) --test cuda_libraries
-	LD_LIBRARY_PATH=$(CUDA_LIB) $(CUDA_TEST) --test cuda
+	LD_LIBRARY_PATH=$(CUDA_LIB) $(CUDA_TEST) --test cuda --test cuda_bits
+
+# Seeded faults in the kernels, which those tests must catch: emulated as they are.
+mutants: cuda softgpu
+	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB)
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)

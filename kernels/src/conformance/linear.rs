@@ -25,6 +25,9 @@ const CASES: &[Case] = &[
     Case { lengths: &[2], inp: 129, out: 1000, rank: 64, bias: false, dropout: Some(0.9) },
     Case { lengths: &[600, 1, 399], inp: 65, out: 33, rank: 4, bias: false, dropout: Some(0.25) },
     Case { lengths: &[1000], inp: 33, out: 65, rank: 4, bias: true, dropout: None },
+    // Longer on every side than a backend is likely to sum at once.
+    Case { lengths: &[1000, 99], inp: 1030, out: 5, rank: 17, bias: false, dropout: Some(0.1) },
+    Case { lengths: &[3], inp: 40, out: 1100, rank: 200, bias: false, dropout: None },
 ];
 
 pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
