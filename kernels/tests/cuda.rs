@@ -3,6 +3,7 @@
 //! These tests need a CUDA device: a real one, or the software device of `kernels/softgpu` on `LD_LIBRARY_PATH`
 //! (`make test-cuda`). What passes on the latter is *emulated*.
 #![cfg(all(feature = "cuda", feature = "reference"))]
+#![allow(clippy::unwrap_used)]
 
 use ballast_kernels::conformance::{Precision, Source, families};
 use ballast_kernels::cuda::{CudaBackend, Storage, probe};
@@ -56,7 +57,7 @@ fn storage_rounds_to_nearest_even_and_keeps_nan() {
 #[test]
 fn long_copies_arrive_whole() {
     let b = backend(Storage::Bf16);
-    let values: Vec<i64> = (0..3_000_000).map(|i| i * 0x0001_0203_0405_0607).collect();
+    let values: Vec<i64> = (0..3_000_000).map(|i| i * 0x0001_0203_0405).collect();
     let mut vector = b.integers(values.len()).unwrap();
     let mut read = vec![1; values.len()];
     b.read_integers(&vector, &mut read).unwrap();
@@ -91,8 +92,8 @@ fn dropped_buffers_are_used_again_and_zeroed() {
 #[test]
 fn unused_memory_goes_back_to_the_device() {
     let b = backend(Storage::F32);
-    for megabytes in 1..40 {
-        drop(b.reals(megabytes << 18).unwrap());
+    for size in 1..24 {
+        drop(b.reals(size << 16).unwrap());
     }
     let memory = b.memory();
     assert!(memory.allocated <= 2 * memory.peak, "{memory:?}");

@@ -37,7 +37,7 @@ pub enum Precision {
 /// Unit roundoff of f32.
 const F32_ROUNDING: f64 = 6e-8;
 /// Unit roundoff of bf16.
-const BF16_ROUNDING: f64 = 1.0 / 512.0;
+const BF16_ROUNDING: f64 = 1.0 / 256.0;
 /// An output of fewer elements may be rounded luckily by one implementation and not by another.
 const FEW: usize = 64;
 

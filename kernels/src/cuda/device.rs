@@ -6,7 +6,7 @@ use super::modules::Modules;
 use super::transfer::Staging;
 use crate::KernelError;
 use crate::contract::Result;
-use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstream};
+use cudarc::driver::sys::{CUresult, CUstream, cuDriverGetVersion};
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 use std::ffi::c_void;
 use std::fmt::Display;
@@ -23,6 +23,7 @@ pub(super) struct Device {
     stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
     name: String,
+    driver: (i32, i32),
 }
 
 /// Turns a failure of the driver into ours.
@@ -31,6 +32,14 @@ pub(super) fn failed(what: impl Display) -> impl FnOnce(DriverError) -> KernelEr
         let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
         KernelError::Device(format!("{what}: {text} ({:?})", error.0))
     }
+}
+
+/// The newest CUDA version that the driver knows. The driver is there.
+pub(super) fn driver_version() -> Result<(i32, i32)> {
+    let mut version = 0;
+    // SAFETY: writes one integer.
+    unsafe { cuDriverGetVersion(&raw mut version) }.result().map_err(failed("asking for the driver's version"))?;
+    Ok((version / 1000, version % 1000 / 10))
 }
 
 impl Device {
@@ -49,13 +58,13 @@ impl Device {
         let (major, minor) = context.compute_capability().map_err(failed("reading the compute capability"))?;
         let name = context.name().map_err(failed("reading the device's name"))?;
         let staging = Mutex::new(Staging::new()?);
-        Ok(Self { context, stream, modules: Modules::new(major, minor), staging, name })
+        Ok(Self { context, stream, modules: Modules::new(major, minor), staging, name, driver: driver_version()? })
     }
 
-    /// Name and compute capability, as the numerics fingerprint has them.
+    /// Name, compute capability and driver, as the numerics fingerprint has them.
     pub(super) fn description(&self) -> String {
         let (major, minor) = self.modules.capability();
-        format!("{} sm_{major}{minor}", self.name)
+        format!("{} sm_{major}{minor}, driver of CUDA {}.{}", self.name, self.driver.0, self.driver.1)
     }
 
     /// The stream of all work.
@@ -77,12 +86,6 @@ impl Device {
 
     pub(super) fn staging(&self) -> &Mutex<Staging> {
         &self.staging
-    }
-
-    /// Multiprocessors of the device.
-    pub(super) fn multiprocessors(&self) -> Result<u32> {
-        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        self.context.attribute(attribute).map(|count| count.max(1) as u32).map_err(failed("counting multiprocessors"))
     }
 
     /// Device memory, aligned to 256 bytes.

@@ -104,6 +104,14 @@ impl CudaBackend {
         self.storage
     }
 
+    /// Free and total bytes of the device, other processes' use counted.
+    ///
+    /// # Errors
+    /// [`crate::KernelError::Device`] when the driver fails.
+    pub fn device_memory(&self) -> Result<(usize, usize)> {
+        self.device().memory()
+    }
+
     /// Bytes in buffers and scratch.
     #[must_use]
     pub fn memory(&self) -> MemoryUse {

@@ -1,10 +1,10 @@
 //! What a machine has: for `ballast doctor`, and for errors that say what is missing.
 
-use super::device::failed;
+use super::device::{driver_version, failed};
 use super::libraries::Library;
 use crate::contract::Result;
 use cudarc::driver::result;
-use cudarc::driver::sys::{self as driver, CUdevice_attribute};
+use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::{cublaslt, nccl};
 
 /// A CUDA device.
@@ -63,15 +63,11 @@ pub fn probe() -> Probe {
 
 /// The driver's CUDA version, and its devices. The driver is there.
 fn devices() -> Result<((i32, i32), Vec<DeviceProbe>)> {
-    let mut version = 0;
-    // SAFETY: writes one integer.
-    unsafe { driver::cuDriverGetVersion(&raw mut version) }
-        .result()
-        .map_err(failed("asking for the driver's version"))?;
+    let version = driver_version()?;
     result::init().map_err(failed("starting the driver"))?;
     let count = result::device::get_count().map_err(failed("counting devices"))?;
     let devices = (0..count).map(device).collect::<Result<_>>()?;
-    Ok(((version / 1000, version % 1000 / 10), devices))
+    Ok((version, devices))
 }
 
 fn device(ordinal: i32) -> Result<DeviceProbe> {
