@@ -77,8 +77,6 @@ pub struct Packing {
     pub(super) tokens: usize,
     /// Sequences.
     pub(super) sequences: usize,
-    /// Rows of the longest sequence.
-    pub(super) longest: usize,
     /// The largest position and one.
     pub(super) positions_end: usize,
     /// Row bounds of the sequences, `[sequences + 1]`.
@@ -89,31 +87,26 @@ pub struct Packing {
     pub(super) sequence: Buffer,
     /// Low halves of the sample numbers of the sequences, `[sequences]`: what dropout masks take.
     pub(super) samples: Buffer,
-    /// The row bounds again, for launches that depend on them.
-    pub(super) host_bounds: Vec<u32>,
 }
 
 impl Packing {
     pub(super) fn new(b: &CudaBackend, layout: &PackedLayout) -> Result<Self> {
         check::packing(layout)?;
-        let (mut positions, mut sequence, mut longest) = (Vec::new(), Vec::new(), 0);
+        let (mut positions, mut sequence) = (Vec::new(), Vec::new());
         for (number, ends) in layout.bounds().windows(2).enumerate() {
             let length = (ends[1] - ends[0]) as usize;
             positions.extend((layout.first_positions()[number]..).take(length));
             sequence.extend(std::iter::repeat_n(number as u32, length));
-            longest = longest.max(length);
         }
         let samples: Vec<u32> = layout.samples().iter().map(|&sample| sample as u32).collect();
         Ok(Self {
             tokens: layout.tokens(),
             sequences: samples.len(),
-            longest,
             positions_end: positions.iter().max().map_or(0, |&position| position as usize + 1),
             bounds: b.upload(layout.bounds(), "row bounds")?,
             positions: b.upload(&positions, "positions")?,
             sequence: b.upload(&sequence, "sequence numbers")?,
             samples: b.upload(&samples, "sample numbers")?,
-            host_bounds: layout.bounds().to_vec(),
         })
     }
 
