@@ -10,9 +10,13 @@
 
 mod allocation;
 mod counters;
+mod decode;
+mod exec;
 mod fault;
+mod ir;
 mod launch;
 mod module;
+mod ptx;
 mod settings;
 
 pub use allocation::{AccessError, AllocationError, AllocationTable, View};

@@ -1,6 +1,20 @@
 //! A loaded module: its kernels and its global variables.
 
-use crate::allocation::{AllocationError, AllocationTable};
+use crate::{
+    allocation::{AllocationError, AllocationTable},
+    decode::{decode, layout},
+    ir::Program,
+    ptx::{
+        parser,
+        syntax::{Function, Source, Space},
+    },
+};
+use std::{collections::HashMap, ptr::with_exposed_provenance_mut};
+
+/// Threads that a block may have if the kernel does not say.
+const DEFAULT_MAX_THREADS: usize = 1024;
+/// Dynamic shared memory starts at a multiple of this.
+const SHARED_ALIGN: usize = 128;
 
 /// Why PTX was refused. The driver answers `CUDA_ERROR_INVALID_PTX` (218).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +52,8 @@ pub struct Kernel {
     pub max_threads: usize,
     /// Local memory per thread in bytes.
     pub local_bytes: usize,
+    pub(crate) dynamic_shared_start: usize,
+    pub(crate) program: Program,
 }
 
 /// A variable in global or constant memory (`__device__`, `__constant__`).
@@ -51,7 +67,7 @@ pub struct Global {
     pub align: usize,
     /// First bytes of its content; the rest is zero.
     pub initial: Vec<u8>,
-    /// Device address, once placed.
+    /// Device address; 0 until it is placed.
     pub address: u64,
 }
 
@@ -68,8 +84,12 @@ impl Module {
     /// # Errors
     /// The text is malformed or holds an instruction that this device does not know.
     pub fn parse(ptx: &str) -> Result<Self, LoadError> {
-        let _ = ptx;
-        Ok(Self { kernels: Vec::new(), globals: Vec::new() })
+        let source = parser::parse(ptx)?;
+        let globals = globals(&source)?;
+        let index = globals.iter().enumerate().map(|(at, global)| (global.name.clone(), at)).collect();
+        let entries = source.functions.iter().filter(|function| function.is_kernel);
+        let kernels = entries.map(|entry| kernel(&source, entry, &index)).collect::<Result<_, _>>()?;
+        Ok(Self { kernels, globals })
     }
 
     /// The kernel of that name.
@@ -99,6 +119,12 @@ impl Module {
     pub fn place(&mut self, table: &AllocationTable) -> Result<(), AllocationError> {
         for global in &mut self.globals {
             global.address = table.allocate(global.size as u64)?;
+            let start = with_exposed_provenance_mut::<u8>(global.address as usize);
+            // SAFETY: the allocation has `size` bytes, and `initial` is no longer than that.
+            unsafe {
+                start.write_bytes(0, global.size);
+                start.copy_from_nonoverlapping(global.initial.as_ptr(), global.initial.len());
+            }
         }
         Ok(())
     }
@@ -115,4 +141,33 @@ impl Module {
         }
         Ok(())
     }
+}
+
+fn globals(source: &Source) -> Result<Vec<Global>, LoadError> {
+    let variables = source.variables.iter().filter(|v| matches!(v.space, Space::Global | Space::Const));
+    let globals = variables.map(|variable| {
+        let message = format!("variable {} is defined elsewhere", variable.name);
+        let size = variable.size.ok_or(LoadError { line: variable.line, message })?;
+        let (name, align, initial) = (variable.name.clone(), variable.align, variable.initial.clone());
+        Ok(Global { name, size, align, initial, address: 0 })
+    });
+    globals.collect()
+}
+
+fn kernel(source: &Source, entry: &Function, globals: &HashMap<String, usize>) -> Result<Kernel, LoadError> {
+    let decoded = decode(source, entry, globals)?;
+    let (offsets, param_bytes) = layout(&entry.params);
+    let params = entry.params.iter().zip(offsets);
+    Ok(Kernel {
+        name: entry.name.clone(),
+        params: params
+            .map(|(param, offset)| Param { offset, size: param.size.unwrap_or(0), align: param.align })
+            .collect(),
+        param_bytes,
+        shared_bytes: decoded.shared_bytes,
+        max_threads: entry.max_threads.unwrap_or(DEFAULT_MAX_THREADS),
+        local_bytes: decoded.local_bytes,
+        dynamic_shared_start: decoded.shared_bytes.next_multiple_of(SHARED_ALIGN),
+        program: decoded.program,
+    })
 }
