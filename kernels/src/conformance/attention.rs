@@ -25,6 +25,16 @@ const CASES: &[Case] = &[
     Case { heads: 3, kv_heads: 1, head_dim: 16, lengths: &[700], window: Some(7) },
     Case { heads: 2, kv_heads: 1, head_dim: 16, lengths: &[33, 127], window: Some(64) },
     Case { heads: 1, kv_heads: 1, head_dim: 16, lengths: &[31], window: Some(1000) },
+    // The head sizes of real models, which a backend may have kernels of their own for.
+    Case { heads: 4, kv_heads: 2, head_dim: 64, lengths: &[127, 1, 129, 2, 31, 33], window: None },
+    Case { heads: 2, kv_heads: 1, head_dim: 64, lengths: &[150, 3], window: Some(70) },
+    Case { heads: 2, kv_heads: 1, head_dim: 96, lengths: &[33, 129, 1], window: None },
+    Case { heads: 2, kv_heads: 2, head_dim: 96, lengths: &[127, 31], window: Some(33) },
+    Case { heads: 4, kv_heads: 2, head_dim: 128, lengths: &[2, 129, 31], window: None },
+    Case { heads: 3, kv_heads: 1, head_dim: 128, lengths: &[129, 64], window: Some(40) },
+    Case { heads: 2, kv_heads: 1, head_dim: 256, lengths: &[33, 127, 1], window: None },
+    Case { heads: 1, kv_heads: 1, head_dim: 256, lengths: &[2, 129], window: Some(65) },
+    Case { heads: 2, kv_heads: 1, head_dim: 31, lengths: &[40, 7], window: Some(19) },
     // More stacked heads than rows of a block.
     Case { heads: 40, kv_heads: 1, head_dim: 4, lengths: &[35], window: None },
 ];

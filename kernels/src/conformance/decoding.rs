@@ -13,6 +13,10 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
         (3, 1, 16, Some(5), vec![33, 1, 7, 1]),
         (2, 2, 128, None, vec![1, 1, 1]),
         (1, 1, 16, None, vec![600, 1, 30]),
+        (4, 2, 64, Some(50), vec![129, 1, 66]),
+        (2, 1, 96, None, vec![65, 1, 31]),
+        (2, 1, 128, Some(33), vec![64, 64, 1]),
+        (2, 1, 256, None, vec![33, 1, 40]),
     ] {
         let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.2, window };
         let total: usize = steps.iter().sum();
