@@ -179,6 +179,7 @@ template <u32 D, u32 N>
 __device__ __forceinline__ void store_rows(unsigned char *tile, u32 row, u32 column, const Sums (&sums)[N],
                                            const float (&factor)[2], bf16 *to, u32 stride, u32 rows) {
     const u32 lane = threadIdx.x % WARP;
+    __syncwarp(); // All lanes have read what was there.
 #pragma unroll
     for (u32 n = 0; n < N; ++n) {
 #pragma unroll
