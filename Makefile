@@ -54,12 +54,15 @@ cuda:
 softgpu:
 	kernels/softgpu/install.sh $(TARGET_DIR)/softgpu/lib
 
-# What passes here is emulated. The first two have no device, and so libraries to miss.
+# What passes here is emulated. The first two have no device, and so libraries to miss. Cargo puts its own directories in
+# front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word.
 CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
+ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)"]'
+NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'
 test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
-	$(CUDA_TEST) --lib cuda::
-	$(CUDA_TEST) --test cuda_libraries
-	LD_LIBRARY_PATH=$(CUDA_LIB) $(CUDA_TEST) --test cuda --test cuda_bits
+	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
+	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
+	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits
 
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
