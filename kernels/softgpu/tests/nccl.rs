@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     io::{BufRead, BufReader, Write},
+    path::PathBuf,
     process::{Child, Output},
     sync::Arc,
     time::{Duration, Instant},
@@ -230,18 +231,26 @@ fn the_death_of_a_rank_is_seen() {
     }
 }
 
+/// Rank 1 hangs; rank 0, which waits for it, aborts; then rank 1 aborts its own.
 #[test]
 fn an_abort_ends_a_hanging_collective() {
-    on_ranks("an_abort_ends_a_hanging_collective", 2, &[("SOFTGPU_NCCL_FAULT", "hang:1@1")], |rank| {
+    const DONE: &str = "SOFTGPU_TEST_DONE";
+    let file = std::env::temp_dir().join(format!("softgpu-abort-{}", std::process::id()));
+    let path = file.to_str().expect("UTF-8");
+    let variables = [("SOFTGPU_NCCL_FAULT", "hang:1@1"), (DONE, path)];
+    on_ranks("an_abort_ends_a_hanging_collective", 2, &variables, |rank| {
+        let done = PathBuf::from(std::env::var_os(DONE).expect("a path"));
         let mut data = rank.stream.clone_htod(&rank.operand()).expect("a copy");
         {
             let (address, _keep) = data.device_ptr_mut(&rank.stream);
             rank.all_reduce(address, N, ncclDataType_t::ncclInt64, ncclRedOp_t::ncclSum);
         }
         let event = rank.stream.record_event(None).expect("an event");
-        let end = Instant::now() + Duration::from_millis(300);
-        while Instant::now() < end {
-            assert!(!event.try_is_complete().expect("no fault"), "the other rank hangs");
+        let start = Instant::now();
+        while if rank.rank == 0 { start.elapsed() < Duration::from_millis(300) } else { !done.exists() } {
+            assert!(!event.try_is_complete().expect("no fault"), "rank 1 hangs");
+            assert!(start.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(1));
         }
         let start = Instant::now();
         // SAFETY: the communicator lives, and nothing uses it afterwards.
@@ -249,7 +258,9 @@ fn an_abort_ends_a_hanging_collective() {
         let data = rank.stream.clone_dtoh(&data).expect("a copy");
         assert!(start.elapsed() < Duration::from_secs(5), "the stream goes on at once");
         assert!(is_garbage(&rank, &data));
+        std::fs::write(&done, "").expect("a file");
     });
+    std::fs::remove_file(&file).expect("the file of the ranks");
 }
 
 #[test]
