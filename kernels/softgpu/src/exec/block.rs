@@ -136,7 +136,8 @@ impl Machine<'_> {
                 return Err(Problem::at_lane(FaultKind::Assert, mask.trailing_zeros(), "device-side assertion failed"));
             }
             Op::Barrier(barrier) => {
-                if warp.live & !mask != 0 {
+                // All threads of a warp must execute the barrier; a lane that has exited never will.
+                if warp.existing & !mask != 0 {
                     warp.park(mask);
                 } else {
                     self.barriers.arrive(warp, barrier)?;

@@ -10,7 +10,6 @@ use crate::{
 pub(crate) fn required(warp: &Warp, op: &Op, mask: u32) -> Result<Option<u32>, Problem> {
     let members = match *op {
         Op::Mma(_) | Op::LoadMatrix { .. } | Op::MoveMatrix { .. } => return Ok(Some(u32::MAX)),
-        Op::Barrier(_) => return Ok(Some(warp.live)),
         Op::Shuffle { members, .. }
         | Op::Vote { members, .. }
         | Op::Match { members, .. }
