@@ -11,21 +11,22 @@
 
 constexpr u32 GROUPS_A_TEAM = 8;
 
-// Shared memory of a block, as kernels/src/cuda/norm.rs sizes it: the weights, then each team's stretch of `rows`
-// groups.
+// Shared memory of a block, as kernels/src/cuda/norm.rs sizes it: the weights and WEIGHTS_PADDING, in f32, then one or
+// two arrays of storage, each with a stretch of a group for every team.
 extern __shared__ uint4 shared_memory[];
+constexpr u32 WEIGHTS_PADDING = 64;
 
 // w for every element of a group. Packs of 8 are held as two planes of 4, so that a warp's 16-byte accesses are
-// consecutive and no bank is hit twice.
+// consecutive; the planes lie half the 32 banks apart, so that filling them hits no bank twice either.
 template <u32 N> struct Weights {
     static constexpr u32 PLANE = N < 4 ? 1 : 4;
     float *values;
-    u32 plane; // Elements of a plane.
+    u32 stride; // Of the planes.
 
     __device__ __forceinline__ Weights(const float *weight, float offset, u32 group)
-        : values(reinterpret_cast<float *>(shared_memory)), plane(group / N * PLANE) {
+        : values(reinterpret_cast<float *>(shared_memory)), stride((group / 2 + 15) / 32 * 32 + 16) {
         for (u32 i = threadIdx.x; i < group; i += TEAM_THREADS) {
-            values[i % N / PLANE * plane + i / N * PLANE + i % PLANE] = offset + weight[i];
+            values[i % N / PLANE * stride + i / N * PLANE + i % PLANE] = offset + weight[i];
         }
         __syncthreads();
     }
@@ -34,7 +35,7 @@ template <u32 N> struct Weights {
         Pack<N> pack;
 #pragma unroll
         for (u32 k = 0; k < N; k += PLANE) {
-            const Pack<PLANE> part = load<PLANE>(values + k / PLANE * plane + i / N * PLANE);
+            const Pack<PLANE> part = load<PLANE>(values + k / PLANE * stride + i / N * PLANE);
 #pragma unroll
             for (u32 j = 0; j < PLANE; ++j) pack.value[k + j] = part.value[j];
         }
@@ -42,9 +43,10 @@ template <u32 N> struct Weights {
     }
 };
 
-// The team's stretch of shared memory, behind the weights. A multiple of 16 bytes when packs are.
-template <typename T> __device__ __forceinline__ T *stretch(const Team &team, u32 group, u32 rows) {
-    return reinterpret_cast<T *>(reinterpret_cast<float *>(shared_memory) + group) + u64(team.index) * rows * group;
+// The team's stretch of an array of shared memory: 0, or 1 for the second.
+template <typename T> __device__ __forceinline__ T *stretch(const Team &team, u32 group, u32 array) {
+    T *first = reinterpret_cast<T *>(reinterpret_cast<float *>(shared_memory) + group + WEIGHTS_PADDING);
+    return first + u64(array * team.in_block + team.index) * group;
 }
 
 template <u32 N> __device__ __forceinline__ float dot(const Pack<N> &a, const Pack<N> &b) {
@@ -78,7 +80,7 @@ __device__ __forceinline__ void forward(T *x, const T *delta, const float *weigh
                                         float *inv_rms, u32 groups, u32 group, u32 bits) {
     const Team team(bits);
     const Weights<N> weights(weight, offset, group);
-    T *staged = stretch<T>(team, group, 1);
+    T *staged = stretch<T>(team, group, 0);
     for (u32 turn = 0; turn < GROUPS_A_TEAM; ++turn) {
         const u32 index = (blockIdx.x * GROUPS_A_TEAM + turn) * team.in_block + team.index;
         const u64 start = u64(index) * group;
@@ -100,14 +102,14 @@ __device__ __forceinline__ void forward(T *x, const T *delta, const float *weigh
 
 // Keeps d_out and x, and returns this thread's share of the sum of d_out * w * x.
 template <typename T, u32 N>
-__device__ __forceinline__ float stage_both(const T *d_out, const T *x, const Weights<N> &weights, T *staged, u32 group,
-                                            const Team &team) {
+__device__ __forceinline__ float stage_both(const T *d_out, const T *x, const Weights<N> &weights, T *staged_d,
+                                            T *staged_x, u32 group, const Team &team) {
     float along = 0.0f;
     for (u32 i = team.lane * N; i < group; i += team.size * N) {
         Pack<N> g = load<N>(d_out + i);
         const Pack<N> value = load<N>(x + i), w = weights[i];
-        store(staged + i, g);
-        store(staged + group + i, value);
+        store(staged_d + i, g);
+        store(staged_x + i, value);
 #pragma unroll
         for (u32 k = 0; k < N; ++k) g.value[k] *= w.value[k];
         along += dot(g, value);
@@ -120,19 +122,19 @@ __device__ __forceinline__ void backward(const T *d_out, const T *x, const float
                                          const float *inv_rms, T *d_x, u32 add, u32 groups, u32 group, u32 bits) {
     const Team team(bits);
     const Weights<N> weights(weight, offset, group);
-    T *staged = stretch<T>(team, group, 2);
+    T *staged_d = stretch<T>(team, group, 0), *staged_x = stretch<T>(team, group, 1);
     for (u32 turn = 0; turn < GROUPS_A_TEAM; ++turn) {
         const u32 index = (blockIdx.x * GROUPS_A_TEAM + turn) * team.in_block + team.index;
         const u64 start = u64(index) * group;
         const bool active = index < groups; // The others still take part in the sum.
         float product = 0.0f;
-        if (active) product = stage_both<T, N>(d_out + start, x + start, weights, staged, group, team);
+        if (active) product = stage_both<T, N>(d_out + start, x + start, weights, staged_d, staged_x, group, team);
         product = team.sum(product);
         if (!active) continue;
         const float scale = inv_rms[index];
         const float along = scale * scale * scale * (product / float(group));
         for (u32 i = team.lane * N; i < group; i += team.size * N) {
-            const Pack<N> d = load<N>(staged + i), value = load<N>(staged + group + i), w = weights[i];
+            const Pack<N> d = load<N>(staged_d + i), value = load<N>(staged_x + i), w = weights[i];
             Pack<N> result = {};
             if (add) result = load<N>(d_x + start + i);
 #pragma unroll

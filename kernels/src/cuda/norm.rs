@@ -10,6 +10,8 @@ use crate::contract::{NormKind, Result, Target};
 const FILE: &str = "norm";
 /// Groups that a team does, one after the other, with the weights in shared memory.
 const GROUPS_A_TEAM: usize = 8;
+/// Floats of shared memory that the weights take beyond their number.
+const WEIGHTS_PADDING: usize = 64;
 
 fn offset(kind: NormKind) -> f32 {
     match kind {
@@ -37,10 +39,11 @@ impl Groups {
         Ok(Self { count, len, team: Team::new(len, b.storage()) })
     }
 
-    /// The launch, with shared memory for the weights and for `rows` groups a team.
-    fn grid(&self, b: &CudaBackend, rows: usize) -> Grid {
-        let staged = self.team.in_block() * rows * b.storage().bytes();
-        self.team.grid(self.count, GROUPS_A_TEAM).shared((self.len * (size_of::<f32>() + staged)) as u32)
+    /// The launch, with shared memory for the weights and for `arrays` groups a team.
+    fn grid(&self, b: &CudaBackend, arrays: usize) -> Grid {
+        let weights = (self.len + WEIGHTS_PADDING) * size_of::<f32>();
+        let staged = arrays * self.team.in_block() * self.len * b.storage().bytes();
+        self.team.grid(self.count, GROUPS_A_TEAM).shared((weights + staged) as u32)
     }
 }
 
