@@ -18,7 +18,7 @@ RUN ?= runs/smollm2-gsm8k
 SOFTGPU_LIB ?=
 CUDA_LIB := $(abspath $(or $(SOFTGPU_LIB),$(TARGET_DIR)/softgpu/lib))
 
-.PHONY: help demo cuda softgpu test test-cuda mutants parity bench lint fmt adapter-check peft-env deploy-check advisories
+.PHONY: help demo cuda softgpu test test-cuda mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
@@ -26,6 +26,7 @@ help:
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
 	@echo 'make mutants        seeded faults in the CUDA kernels, and which test catches each'
+	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated)'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -67,6 +68,11 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
 	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB)
+
+# Global memory that each kernel moves, beside the least it could: emulated, but exact.
+traffic: cuda softgpu
+	$(CARGO) build --locked -p ballast-kernels --features cuda --example traffic
+	LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)
