@@ -246,10 +246,9 @@ impl Communicator {
                 return;
             }
         }
-        if let Some(stream) = lock(&self.link).as_mut()
-            && let Err(error) = Request::Farewell.write(stream)
-        {
-            self.fail(Failure::RemoteError, &format!("finalize: the hub was lost: {error}"));
+        if let Some(stream) = lock(&self.link).as_mut() {
+            // If the hub has ended with its process there is nobody to take leave of.
+            let _ = Request::Farewell.write(stream);
         }
         self.enter(Phase::Finalized);
     }

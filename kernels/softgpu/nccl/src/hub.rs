@@ -81,6 +81,8 @@ struct Member {
     stream: TcpStream,
     asked: VecDeque<(Call, Vec<u8>)>,
     left: bool,
+    /// Whether it runs in this very process.
+    local: bool,
 }
 
 struct Hub {
@@ -143,7 +145,8 @@ impl Hub {
             let _ = write_answer(&mut stream, &Err((Failure::InvalidUsage, message)));
             return;
         };
-        *place = Some(Member { stream, asked: VecDeque::new(), left: false });
+        let local = hello.process == std::process::id();
+        *place = Some(Member { stream, asked: VecDeque::new(), left: false, local });
         self.missing -= 1;
         if self.missing == 0 {
             self.full.store(true, Ordering::Relaxed);
@@ -177,10 +180,13 @@ impl Hub {
         }
     }
 
+    /// The rank in this process comes last: once it has its answer it may end the process, and the hub with it.
     fn answer_all(&mut self, answer: &Answer) {
-        for member in self.members.iter_mut().flatten() {
-            // A rank that does not hear this is gone: its listener will say so.
-            let _ = write_answer(&mut member.stream, answer);
+        for local in [false, true] {
+            for member in self.members.iter_mut().flatten().filter(|member| member.local == local) {
+                // A rank that does not hear this is gone: its listener will say so.
+                let _ = write_answer(&mut member.stream, answer);
+            }
         }
     }
 }

@@ -103,7 +103,7 @@ fn init(ranks: c_int, id: &UniqueId, rank: c_int, blocking: bool) -> Result<Hand
         return Err(Failure::InvalidArgument);
     }
     let driver = driver().ok_or_else(|| failed(Failure::UnhandledCudaError, "no software device is loaded"))?;
-    let hello = Hello { secret, ranks, rank };
+    let hello = Hello { secret, ranks, rank, process: std::process::id() };
     let communicator = Arc::new(Communicator::new(driver, hello, blocking)?);
     let starting = Arc::clone(&communicator);
     if blocking {

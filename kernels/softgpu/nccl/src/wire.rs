@@ -18,6 +18,8 @@ pub(crate) struct Hello {
     pub(crate) secret: Secret,
     pub(crate) ranks: u32,
     pub(crate) rank: u32,
+    /// Id of the rank's process.
+    pub(crate) process: u32,
 }
 
 /// What a collective does.
@@ -80,7 +82,7 @@ fn noise(what: &str) -> Error {
 
 impl Hello {
     pub(crate) fn write(self, stream: &mut impl Write) -> io::Result<()> {
-        let numbers = [self.ranks.to_le_bytes(), self.rank.to_le_bytes()].concat();
+        let numbers = [self.ranks, self.rank, self.process].map(u32::to_le_bytes).concat();
         stream.write_all(&[&MAGIC[..], &self.secret, &numbers].concat())
     }
 
@@ -88,7 +90,7 @@ impl Hello {
         if number(stream)? != MAGIC {
             return Err(noise("no greeting"));
         }
-        Ok(Self { secret: number(stream)?, ranks: word(stream)?, rank: word(stream)? })
+        Ok(Self { secret: number(stream)?, ranks: word(stream)?, rank: word(stream)?, process: word(stream)? })
     }
 }
 
