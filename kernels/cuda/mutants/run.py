@@ -125,10 +125,11 @@ def main():
     parser.add_argument("--cargo", default="cargo")
     parser.add_argument("--cache", type=Path, default=toolchain.default_cache(), help="directory of the compiler")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="mutants at once")
-    parser.add_argument("--only", default="", help="mutants whose file or name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="mutants whose file or name contains one of these")
     arguments = parser.parse_args()
     mutants = tomllib.loads((HERE / "mutants.toml").read_text())["mutant"]
-    mutants = [mutant for mutant in mutants if arguments.only in mutant["file"] + " " + mutant["name"]]
+    mutants = [mutant for mutant in mutants
+               if any(part in mutant["file"] + " " + mutant["name"] for part in arguments.only)]
     try:
         bench = Bench(arguments)
     except toolchain.Unavailable as error:
