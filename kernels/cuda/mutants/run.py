@@ -41,9 +41,10 @@ class Outcome:
 class Bench:
     """Compiler, tests and device."""
 
-    def __init__(self, arguments):
+    def __init__(self, arguments, scratch):
         self.nvcc = toolchain.toolkit(arguments.cache.resolve()) / "bin" / "nvcc"
-        self.tests = test_programs(arguments.cargo)
+        # Copies: a build meanwhile must not change them.
+        self.tests = [shutil.copy(program, scratch) for program in test_programs(arguments.cargo)]
         self.environment = dict(os.environ, LD_LIBRARY_PATH=str(arguments.lib.resolve()))
 
     def compile(self, sources, file, into):
@@ -58,8 +59,8 @@ class Bench:
         return None
 
     def run(self, names, ptx):
-        """Runs the tests whose names contain one of `names`: how many passed, and the names of those that failed."""
-        passed, failed = 0, []
+        """Runs the tests whose names contain one of `names`: those that passed, and those that failed."""
+        passed, failed = [], []
         for program in self.tests:
             command = [program, *names, "--test-threads=1"]
             environment = dict(self.environment, **({"BALLAST_CUDA_PTX": str(ptx)} if ptx else {}))
@@ -68,10 +69,10 @@ class Bench:
             except subprocess.TimeoutExpired:
                 failed.append("no end in sight")
                 continue
-            passed += sum(int(count) for count in re.findall(r"(\d+) passed;", done.stdout))
-            failed += re.findall(r"^test (\S+) \.\.\. FAILED$", done.stdout, re.MULTILINE)
-            if done.returncode != 0 and not failed:
-                failed.append(f"the program ended with {done.returncode}")
+            said = done.stdout
+            passed += re.findall(r"^test (\S+) \.\.\. ok$", said, re.MULTILINE)
+            failures = re.findall(r"^    (\S+)$", said.rpartition("\nfailures:\n")[2], re.MULTILINE)
+            failed += failures or ([f"the program ended with {done.returncode}"] if done.returncode else [])
         return passed, failed
 
 
@@ -130,19 +131,24 @@ def main():
     mutants = tomllib.loads((HERE / "mutants.toml").read_text())["mutant"]
     mutants = [mutant for mutant in mutants
                if any(part in mutant["file"] + " " + mutant["name"] for part in arguments.only)]
-    try:
-        bench = Bench(arguments)
-    except toolchain.Unavailable as error:
-        print(f"run.py: the CUDA compiler cannot be had: {error}", file=sys.stderr)
-        return build.UNAVAILABLE
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        try:
+            return report(Bench(arguments, scratch), mutants, arguments.jobs)
+        except toolchain.Unavailable as error:
+            print(f"run.py: the CUDA compiler cannot be had: {error}", file=sys.stderr)
+            return build.UNAVAILABLE
 
-    for name in sorted({name for mutant in mutants for name in mutant["tests"]}):
-        passed, failed = bench.run([name], None)
-        if failed or not passed:
-            print(f"run.py: {name} on kernels without a fault: {passed} passed, failed: {failed}", file=sys.stderr)
-            return 1
+
+def report(bench, mutants, jobs):
+    """Runs all mutants and prints what became of them; the exit status."""
+    wanted = sorted({name for mutant in mutants for name in mutant["tests"]})
+    passed, failed = bench.run(wanted, None)
+    idle = [name for name in wanted if not any(name in test for test in passed)]
+    if failed or idle:
+        print(f"run.py: on kernels without a fault these fail: {failed}; these are not there: {idle}", file=sys.stderr)
+        return 1
     caught = 0
-    with ThreadPoolExecutor(max_workers=arguments.jobs) as pool:
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
         for mutant, outcome in zip(mutants, pool.map(lambda mutant: judge(bench, mutant), mutants)):
             caught += outcome.caught
             print(f"{mutant['file']:24} {mutant['name']:52} {outcome.how:40} {mutant['why']}", flush=True)
