@@ -5,7 +5,7 @@
 //     dQ = scale dS K            dK = scale dSᵀ Q
 //
 // Every sum has one owner and one order, so the bits are the same on each run and no atomics are needed:
-// - `attention_delta`: a team of lanes owns delta of one row and head;
+// - `attention_delta`: a team of lanes owns delta of one row and head, and puts L beside it;
 // - `attention_query_gradient`: a block owns the queries of a tile and meets the keys that they see;
 // - `attention_key_gradients`: a block owns the keys and values of a tile and meets the queries that see them, of all
 //   query heads of the group in turn.
@@ -32,10 +32,12 @@ template <u32 D> constexpr u32 MET_QUERIES = D == 64 ? 64 : D <= 128 ? 32 : 16;
 constexpr u32 DELTA_THREADS = 256;
 constexpr u32 TEAM = 4;
 
-// `items` pairs of row and head, `channels` apart, N channels an access.
+// Items are pairs of row and head, `channels` apart; N channels an access. What the passes read together is written
+// together, and the rows of a head one after the other: the passes read it once for each tile they meet.
 template <u32 N, typename T>
-__device__ __forceinline__ void row_products(const T *d_out, const T *out, u32 items, u32 channels, float *delta) {
-    const u32 item = (blockIdx.x * DELTA_THREADS + threadIdx.x) / TEAM;
+__device__ __forceinline__ void row_products(const T *d_out, const T *out, const float *log_sum_exp, u32 tokens,
+                                             u32 heads, u32 channels, float2 *statistics) {
+    const u32 item = (blockIdx.x * DELTA_THREADS + threadIdx.x) / TEAM, items = tokens * heads;
     const size_t start = static_cast<size_t>(min(item, items - 1)) * channels;
     float sum = 0.0f;
     for (u32 channel = threadIdx.x % TEAM * N; channel < channels; channel += TEAM * N) {
@@ -44,15 +46,22 @@ __device__ __forceinline__ void row_products(const T *d_out, const T *out, u32 i
         for (u32 i = 0; i < N; ++i) sum = fmaf(left.value[i], right.value[i], sum);
     }
     sum = lanes_reduce(sum, TEAM, Sum());
-    if (threadIdx.x % TEAM == 0 && item < items) delta[item] = sum;
+    if (threadIdx.x % TEAM == 0 && item < items) {
+        const u32 row = item / heads, head = item % heads;
+        statistics[static_cast<size_t>(head) * tokens + row] = make_float2(log_sum_exp[item] * LOG2_E, sum);
+    }
 }
 
-// Grid: [ceil(items * 4 / 256)] blocks.
+// Grid: [ceil(tokens * heads * 4 / 256)] blocks.
 #define DELTA(T, SUFFIX)                                                                                              \
     extern "C" __global__ void __launch_bounds__(DELTA_THREADS)                                                       \
-        attention_delta##SUFFIX(const T *d_out, const T *out, u32 items, u32 channels, float *delta) {                \
-        if (channels % WIDTH<T> == 0) row_products<WIDTH<T>>(d_out, out, items, channels, delta);                     \
-        else row_products<1>(d_out, out, items, channels, delta);                                                     \
+        attention_delta##SUFFIX(const T *d_out, const T *out, const float *log_sum_exp, u32 tokens, u32 heads,        \
+                                u32 channels, float2 *statistics) {                                                   \
+        if (channels % WIDTH<T> == 0) {                                                                               \
+            row_products<WIDTH<T>>(d_out, out, log_sum_exp, tokens, heads, channels, statistics);                     \
+        } else {                                                                                                      \
+            row_products<1>(d_out, out, log_sum_exp, tokens, heads, channels, statistics);                            \
+        }                                                                                                             \
     }
 FOR_EACH_STORAGE(DELTA)
 
@@ -82,9 +91,9 @@ __device__ __forceinline__ void query_gradient(const Saved<bf16> &saved, const T
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
         const u32 row = warp_row + sum_row(2 * half);
-        const size_t statistic = (tile.row() + row) * shape.heads + head;
-        log_sum_exp[half] = row < rows ? saved.log_sum_exp[statistic] * LOG2_E : 0.0f;
-        delta[half] = row < rows ? saved.delta[statistic] : 0.0f;
+        const float2 *statistic = saved.statistics_of(head) + tile.row() + row;
+        log_sum_exp[half] = row < rows ? statistic->x : 0.0f;
+        delta[half] = row < rows ? statistic->y : 0.0f;
     }
     Sums sums[D / 8];
     clear(sums);
@@ -128,8 +137,7 @@ __device__ __forceinline__ void key_gradients(const Saved<bf16> &saved, const Ti
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 k_tile = shared_address(shared), v_tile = k_tile + tile_bytes<D>(KEYS);
     const u32 met = v_tile + tile_bytes<D>(KEYS);                 // Queries, d_out, queries, d_out.
-    const u32 statistics_at = tile_bytes<D>(2 * KEYS) + 4 * BYTES; // log_sum_exp, delta, log_sum_exp, delta.
-    const float *statistics = reinterpret_cast<const float *>(shared + statistics_at);
+    const u32 statistics_at = tile_bytes<D>(2 * KEYS) + 4 * BYTES; // (log_sum_exp, delta) of the queries, twice.
     const u32 q_stride = shape.heads * D, kv_stride = shape.kv_heads * D, group = shape.heads / shape.kv_heads;
     const u32 rows = tile.rows(KEYS), end = min(tile.length, tile.first + rows - 1 + shape.window);
     const u32 tiles = ceil_div(end - tile.first, QUERIES);
@@ -141,11 +149,10 @@ __device__ __forceinline__ void key_gradients(const Saved<bf16> &saved, const Ti
         const size_t row = tile.row() + first, from = row * q_stride + head * D;
         copy_tile<D, QUERIES, THREADS>(met + 2 * stage * BYTES, saved.q + from, q_stride, count);
         copy_tile<D, QUERIES, THREADS>(met + (2 * stage + 1) * BYTES, saved.d_out + from, q_stride, count);
-        if (threadIdx.x < 2 * QUERIES) {
-            const u32 query = threadIdx.x % QUERIES;
-            const float *source = threadIdx.x < QUERIES ? saved.log_sum_exp : saved.delta;
-            const size_t place = (row + (query < count ? query : 0)) * shape.heads + head;
-            copy_4(k_tile + statistics_at + (2 * stage * QUERIES + threadIdx.x) * 4, source + place, query < count);
+        if (threadIdx.x < QUERIES) {
+            const u32 query = threadIdx.x;
+            const float2 *source = saved.statistics_of(head) + row + (query < count ? query : 0);
+            copy_8(k_tile + statistics_at + (stage * QUERIES + query) * 8, source, query < count);
         }
     };
 
@@ -161,7 +168,7 @@ __device__ __forceinline__ void key_gradients(const Saved<bf16> &saved, const Ti
         __syncthreads(); // This stage has arrived, and nobody reads the other any more.
         if (i + 1 < group * tiles) copy_queries(i + 1, stage ^ 1);
         const u32 q_tile = met + 2 * stage * BYTES, d_tile = q_tile + BYTES, first = tile.first + i % tiles * QUERIES;
-        const float *log_sum_exp = statistics + 2 * stage * QUERIES, *delta = log_sum_exp + QUERIES;
+        const float2 *statistics = reinterpret_cast<const float2 *>(shared + statistics_at) + stage * QUERIES;
         const bool whole = all_visible(first, QUERIES, tile.first, KEYS, shape.window);
         // Transposed: keys are rows, queries columns. Missing queries are zero in all that they bring.
         Sums scores[QUERIES / 8], d_p[QUERIES / 8];
@@ -171,7 +178,7 @@ __device__ __forceinline__ void key_gradients(const Saved<bf16> &saved, const Ti
 #pragma unroll
             for (u32 j = 0; j < 4; ++j) {
                 const u32 column = sum_column(n, j);
-                const float p = exp2_fast(scores[n][j] * (shape.scale * LOG2_E) - log_sum_exp[column] * LOG2_E);
+                const float p = exp2_fast(scores[n][j] * (shape.scale * LOG2_E) - statistics[column].x);
                 const bool seen = whole || visible(first + column, tile.first + warp_row + sum_row(j), shape.window);
                 scores[n][j] = seen ? p : 0.0f;
             }
@@ -181,7 +188,7 @@ __device__ __forceinline__ void key_gradients(const Saved<bf16> &saved, const Ti
 #pragma unroll
         for (u32 n = 0; n < QUERIES / 8; ++n) {
 #pragma unroll
-            for (u32 j = 0; j < 4; ++j) scores[n][j] *= d_p[n][j] - delta[sum_column(n, j)];
+            for (u32 j = 0; j < 4; ++j) scores[n][j] *= d_p[n][j] - statistics[sum_column(n, j)].y;
         }
         multiply_add<D>(k_sums, scores, q_tile, channel);
     }
@@ -199,19 +206,19 @@ __device__ __forceinline__ void key_gradients(const Saved<bf16> &saved, const Ti
 // last queries and the first keys, go first.
 #define TENSOR_BACKWARD(D)                                                                                            \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_query_gradient_##D##_bf16(                        \
-        const bf16 *d_out, const bf16 *q, const bf16 *k, const bf16 *v, const float *log_sum_exp, const float *delta, \
+        const bf16 *d_out, const bf16 *q, const bf16 *k, const bf16 *v, const float2 *statistics, u32 tokens,         \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, bf16 *d_q) {              \
         const Tile tile = find_tile<OWN_QUERIES>(bounds, sequences, gridDim.x - 1 - blockIdx.x);                      \
         if (tile.empty()) return;                                                                                     \
-        query_gradient<D>({d_out, q, k, v, log_sum_exp, delta}, tile, blockIdx.y, {heads, kv_heads, window, scale},   \
+        query_gradient<D>({d_out, q, k, v, statistics, tokens}, tile, blockIdx.y, {heads, kv_heads, window, scale},   \
                           d_q);                                                                                       \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_key_gradients_##D##_bf16(                         \
-        const bf16 *d_out, const bf16 *q, const bf16 *k, const bf16 *v, const float *log_sum_exp, const float *delta, \
+        const bf16 *d_out, const bf16 *q, const bf16 *k, const bf16 *v, const float2 *statistics, u32 tokens,         \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, bf16 *d_k, bf16 *d_v) {   \
         const Tile tile = find_tile<OWN_KEYS<D>>(bounds, sequences, blockIdx.x);                                      \
         if (tile.empty()) return;                                                                                     \
-        key_gradients<D>({d_out, q, k, v, log_sum_exp, delta}, tile, blockIdx.y, {heads, kv_heads, window, scale},    \
+        key_gradients<D>({d_out, q, k, v, statistics, tokens}, tile, blockIdx.y, {heads, kv_heads, window, scale},    \
                          d_k, d_v);                                                                                   \
     }
 TENSOR_BACKWARD(64)
@@ -222,20 +229,20 @@ TENSOR_BACKWARD(256)
 // Grids: [T / 16 + sequences, heads] blocks, and [T / 16 + sequences, kv_heads].
 #define PLAIN_BACKWARD(T, SUFFIX)                                                                                     \
     extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_query_gradient_plain##SUFFIX(               \
-        const T *d_out, const T *q, const T *k, const T *v, const float *log_sum_exp, const float *delta,             \
+        const T *d_out, const T *q, const T *k, const T *v, const float2 *statistics, u32 tokens,                     \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, u32 channels, T *d_q) {   \
         const Tile tile = find_tile<SIDE>(bounds, sequences, gridDim.x - 1 - blockIdx.x);                             \
         if (tile.empty()) return;                                                                                     \
-        query_gradient_plainly<T>({d_out, q, k, v, log_sum_exp, delta}, tile, blockIdx.y,                             \
+        query_gradient_plainly<T>({d_out, q, k, v, statistics, tokens}, tile, blockIdx.y,                             \
                                   {heads, kv_heads, window, scale}, channels, d_q);                                   \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_key_gradients_plain##SUFFIX(                \
-        const T *d_out, const T *q, const T *k, const T *v, const float *log_sum_exp, const float *delta,             \
+        const T *d_out, const T *q, const T *k, const T *v, const float2 *statistics, u32 tokens,                     \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, u32 channels, T *d_k,     \
         T *d_v) {                                                                                                     \
         const Tile tile = find_tile<SIDE>(bounds, sequences, blockIdx.x);                                             \
         if (tile.empty()) return;                                                                                     \
-        key_gradients_plainly<T>({d_out, q, k, v, log_sum_exp, delta}, tile, blockIdx.y,                              \
+        key_gradients_plainly<T>({d_out, q, k, v, statistics, tokens}, tile, blockIdx.y,                              \
                                  {heads, kv_heads, window, scale}, channels, d_k, d_v);                               \
     }
 FOR_EACH_STORAGE(PLAIN_BACKWARD)

@@ -150,7 +150,12 @@ __device__ __forceinline__ void attend_plainly(const T *q, const T *k, const T *
 // What the backward passes read.
 template <typename T> struct Saved {
     const T *d_out, *q, *k, *v;
-    const float *log_sum_exp, *delta; // Row t, head h at t * heads + h.
+    const float2 *statistics; // (L in units of log 2, delta) of head h, row t at h * tokens + t.
+    u32 tokens;
+
+    __device__ __forceinline__ const float2 *statistics_of(u32 head) const {
+        return statistics + static_cast<size_t>(head) * tokens;
+    }
 };
 
 // The gradient of the queries; the equations stand in attention_backward.cu.
@@ -167,8 +172,7 @@ __device__ __forceinline__ void query_gradient_plainly(const Saved<T> &saved, co
 
     q_tile.fill(Head<const T>(saved.q, shape.heads, head, channels), tile.row(), rows);
     d_tile.fill(Head<const T>(saved.d_out, shape.heads, head, channels), tile.row(), rows);
-    const size_t statistic = (tile.row() + own_row()) * shape.heads + head;
-    const float log_sum_exp = own ? saved.log_sum_exp[statistic] : 0.0f, delta = own ? saved.delta[statistic] : 0.0f;
+    const float2 statistic = own ? saved.statistics_of(head)[tile.row() + own_row()] : make_float2(0.0f, 0.0f);
     OwnSums sums;
     for (u32 key = first_visible(tile.first, shape.window); key < end; key += SIDE) {
         __syncthreads();
@@ -178,7 +182,7 @@ __device__ __forceinline__ void query_gradient_plainly(const Saved<T> &saved, co
         const float score = dot(q_tile.row(own_row()), k_tile.row(met_row()), channels) * (shape.scale * LOG2_E);
         const float d_p = dot(d_tile.row(own_row()), v_tile.row(met_row()), channels);
         const bool seen = own && visible(query, key + met_row(), shape.window);
-        weights[met_row()] = seen ? exp2f(score - log_sum_exp * LOG2_E) * (d_p - delta) : 0.0f;
+        weights[met_row()] = seen ? exp2f(score - statistic.x) * (d_p - statistic.y) : 0.0f;
         __syncwarp();
         sums.add(weights, k_tile);
     }
@@ -210,14 +214,13 @@ __device__ __forceinline__ void key_gradients_plainly(const Saved<T> &saved, con
             __syncthreads();
             const u32 query = first + met_row();
             const bool seen = query < end && visible(query, key, shape.window);
-            const size_t statistic = (static_cast<size_t>(tile.start) + query) * shape.heads + head;
-            const float log_sum_exp = seen ? saved.log_sum_exp[statistic] : 0.0f;
-            const float delta = seen ? saved.delta[statistic] : 0.0f;
+            const float2 *statistics = saved.statistics_of(head) + tile.start;
+            const float2 statistic = seen ? statistics[query] : make_float2(0.0f, 0.0f);
             const float score = dot(k_tile.row(own_row()), q_tile.row(met_row()), channels) * (shape.scale * LOG2_E);
             const float d_p = dot(v_tile.row(own_row()), d_tile.row(met_row()), channels);
-            const float probability = seen ? exp2f(score - log_sum_exp * LOG2_E) : 0.0f;
+            const float probability = seen ? exp2f(score - statistic.x) : 0.0f;
             probabilities[met_row()] = probability;
-            d_scores[met_row()] = probability * (d_p - delta);
+            d_scores[met_row()] = probability * (d_p - statistic.y);
             __syncwarp();
             v_sums.add(probabilities, d_tile);
             k_sums.add(d_scores, q_tile);

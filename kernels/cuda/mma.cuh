@@ -26,10 +26,10 @@ __device__ __forceinline__ void copy_16(u32 to, const void *from, bool inside) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-// Likewise 4 bytes.
-__device__ __forceinline__ void copy_4(u32 to, const void *from, bool inside) {
-    const u32 bytes = inside ? 4 : 0;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+// Likewise 8 bytes.
+__device__ __forceinline__ void copy_8(u32 to, const void *from, bool inside) {
+    const u32 bytes = inside ? 8 : 0;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 // All copies that this thread has started are done after it; a barrier then shows them to the other threads.

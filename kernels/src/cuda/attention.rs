@@ -183,12 +183,14 @@ pub(super) fn backward(
     let program = Program::of(OPERATION, b.storage(), shape)?;
 
     let items = packing.tokens() * shape.heads;
-    let delta = b.scratch(items * size_of::<f32>(), "the row products of attention")?;
+    let statistics = b.scratch(2 * items * size_of::<f32>(), "the statistics of attention")?;
+    let tokens = Arg::U32(packing.tokens() as u32);
     let (team, threads) = DELTA;
-    let args = [d_out.into(), out.into(), Arg::U32(items as u32), Arg::U32(shape.head_dim as u32), (&delta).into()];
+    let mut args: Vec<Arg> = vec![d_out.into(), out.into(), log_sum_exp.into(), tokens];
+    args.extend([Arg::U32(shape.heads as u32), Arg::U32(shape.head_dim as u32), (&statistics).into()]);
     b.launch(OPERATION, "attention_delta", true, Grid::elements(items * team, threads), &args)?;
 
-    let mut args: Vec<Arg> = vec![d_out.into(), q.into(), k.into(), v.into(), log_sum_exp.into(), (&delta).into()];
+    let mut args: Vec<Arg> = vec![d_out.into(), q.into(), k.into(), v.into(), (&statistics).into(), tokens];
     args.extend([Arg::from(&packing.bounds), Arg::U32(packing.sequences as u32)]);
     args.extend(program.shape_args(shape));
     let with = |gradients: &[Arg]| [&args[..], gradients].concat();
