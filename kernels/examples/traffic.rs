@@ -1,13 +1,14 @@
 //! Global memory that each kernel moves on the software device, beside the least it could (`make traffic`): emulated, and
-//! exact. One JSON object a line; fails when a kernel that memory limits moves more than 1.15 times its floor.
+//! exact. One JSON object a line; fails when a kernel moves more than its limit times its floor.
 //!
 //! Every case runs in a process of its own, whose counters the device writes at its end (`SOFTGPU_COUNTERS`); nothing but
 //! the operation launches kernels there. `bytes` counts 32 for each sector of each request, as if there were no cache;
-//! `floor` counts inputs once and outputs once; `conflicts` are passes over the banks of shared memory beyond the fewest.
+//! `floor` counts inputs once and outputs once, for attention as often as tiles of 64 rows meet them; `conflicts` are
+//! passes over the banks of shared memory beyond the fewest.
 
 use ballast_kernels::cuda::{CudaBackend, Storage};
 use ballast_kernels::{
-    AdamW, Backend, Direction, GatedActivation, KernelError, NormKind, PackedLayout, Segment, Target,
+    AdamW, AttentionShape, Backend, Direction, GatedActivation, KernelError, NormKind, PackedLayout, Segment, Target,
 };
 use std::error::Error;
 use std::path::Path;
@@ -22,6 +23,8 @@ const INTERMEDIATE: usize = 4096;
 const PARAMETERS: usize = 1 << 20;
 /// Most that a kernel limited by memory may move over its floor.
 const LIMIT: f64 = 1.15;
+/// Most that attention may move over what flash attention with its tiles must.
+const FLASH_LIMIT: f64 = 1.15;
 
 type Run = fn(&CudaBackend) -> Result<(), KernelError>;
 
@@ -30,11 +33,12 @@ struct Case {
     shape: String,
     /// Bytes of a value in storage enter `floor(bytes)`.
     floor: fn(usize) -> usize,
+    limit: f64,
     run: Run,
 }
 
 fn case(operation: &'static str, shape: &[usize], floor: fn(usize) -> usize, run: Run) -> Case {
-    Case { operation, shape: format!("{shape:?}"), floor, run }
+    Case { operation, shape: format!("{shape:?}"), floor, limit: LIMIT, run }
 }
 
 fn matrix(b: &CudaBackend, cols: usize) -> Result<<CudaBackend as Backend>::Activations, KernelError> {
@@ -57,6 +61,7 @@ fn cases() -> Vec<Case> {
     all.extend(norm_cases(&rows));
     all.extend(gated_cases(&[TOKENS, INTERMEDIATE]));
     all.extend(flat_cases(&[PARAMETERS]));
+    all.extend(attention_cases());
     all
 }
 
@@ -204,6 +209,53 @@ fn flat_cases(shape: &[usize]) -> Vec<Case> {
     ]
 }
 
+/// One sequence of the tensor-core kernels, grouped heads.
+const ATTENTION: AttentionShape = AttentionShape { heads: 8, kv_heads: 2, head_dim: 64, scale: 0.125, window: None };
+const LENGTH: usize = 512;
+
+/// Bytes that flash attention with tiles of 64 rows must move: queries and what belongs to them once, keys and values once
+/// a tile of queries and head that sees them; backward, also queries once a tile of keys that they see.
+fn flash_floor(size: usize, backward: bool) -> usize {
+    const TILE: usize = 64;
+    let (heads, kv_heads, row) = (ATTENTION.heads, ATTENTION.kv_heads, ATTENTION.head_dim * size);
+    let tiles = LENGTH / TILE;
+    let met = heads * TILE * tiles * (tiles + 1) / 2;
+    let (queries, keys) = (heads * LENGTH, kv_heads * LENGTH);
+    if !backward {
+        return queries * (2 * row + 4) + met * 2 * row;
+    }
+    let delta = queries * (2 * row + 4);
+    let of_queries = queries * (3 * row + 8) + met * 2 * row;
+    let of_keys = keys * 4 * row + met * (2 * row + 8);
+    delta + of_queries + of_keys
+}
+
+fn attend(b: &CudaBackend, backward: bool) -> Result<(), KernelError> {
+    let new = |heads: usize| {
+        let cols = heads * ATTENTION.head_dim;
+        b.upload_activations(&vec![0.5; LENGTH * cols], LENGTH, cols)
+    };
+    let (queries, keys) = (|| new(ATTENTION.heads), || new(ATTENTION.kv_heads));
+    let packing = b.upload_packing(&PackedLayout::new(&[LENGTH as u32], &[0]))?;
+    let mut saved = b.reals(LENGTH * ATTENTION.heads)?;
+    let (q, k, v, mut out) = (queries()?, keys()?, keys()?, queries()?);
+    if !backward {
+        return b.attention(&q, &k, &v, &packing, &ATTENTION, &mut out, &mut saved);
+    }
+    let (d_out, mut d_q, mut d_k, mut d_v) = (queries()?, queries()?, keys()?, keys()?);
+    b.attention_backward(&d_out, &q, &k, &v, &out, &saved, &packing, &ATTENTION, &mut d_q, &mut d_k, &mut d_v)
+}
+
+/// In bf16 alone: the f32 kernels are there for parity, not for speed.
+fn attention_cases() -> [Case; 2] {
+    let shape = [LENGTH, ATTENTION.heads, ATTENTION.kv_heads, ATTENTION.head_dim];
+    let flash = |operation, floor, run| Case { limit: FLASH_LIMIT, ..case(operation, &shape, floor, run) };
+    [
+        flash("attention", |size| flash_floor(size, false), |b| attend(b, false)),
+        flash("attention_backward", |size| flash_floor(size, true), |b| attend(b, true)),
+    ]
+}
+
 /// A number of a JSON object that the device wrote.
 fn field(line: &str, name: &str) -> Result<u64, String> {
     let (_, rest) = line.split_once(&format!("\"{name}\":")).ok_or_else(|| format!("no {name} in {line}"))?;
@@ -252,13 +304,16 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     let mut wasteful = 0;
     for storage in [Storage::Bf16, Storage::F32] {
         for (number, case) in cases.iter().enumerate() {
+            if storage == Storage::F32 && case.operation.starts_with("attention") {
+                continue;
+            }
             let ratio = measure(case, number, storage, &counters)?;
             // Written so that a NaN counts; a kernel that moves less than its inputs did not do its work.
-            wasteful += usize::from(!(0.99..=LIMIT).contains(&ratio));
+            wasteful += usize::from(!(0.99..=case.limit).contains(&ratio));
         }
     }
     if wasteful > 0 {
-        eprintln!("traffic: {wasteful} cases are not within {LIMIT} times their floor");
+        eprintln!("traffic: {wasteful} cases are not within their limit");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
