@@ -13,10 +13,10 @@ use crate::{
     micro_kernel::{COLS, ROWS, Tile, multiply_add},
 };
 
-/// Rows and columns of a tile of D, and the stretch of k that is packed at once: panels of 128 KiB and 240 KiB.
+/// Rows and columns of a tile of D, and the stretch of k that is packed and summed at once: panels of 256 and 480 KiB.
 const TILE_ROWS: usize = 8 * ROWS;
 const TILE_COLS: usize = 40 * COLS;
-const DEPTH: usize = 256;
+const DEPTH: usize = 512;
 /// Multiply-adds below which starting threads costs more than it saves.
 const SMALL: usize = 1 << 18;
 
