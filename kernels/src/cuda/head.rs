@@ -15,6 +15,9 @@ const THREADS: u32 = 1024;
 /// Most bytes of logits and their gradient at a time (but never less than one row).
 const SCRATCH_BYTES: usize = 64 << 20;
 
+/// Words of a stretch of the product back.
+const STRETCH: usize = 4096;
+
 /// Rows of a chunk: a function of the vocabulary and the storage type alone.
 fn chunk_rows(vocab: usize, storage: Storage) -> usize {
     let gradient = match storage {
@@ -35,6 +38,24 @@ fn rows(b: &CudaBackend, matrix: &Matrix, first: usize, count: usize) -> View {
 fn product_with_head(b: &CudaBackend, hidden: &View, head: &FrozenLinear, logits: &View) -> Result<()> {
     let terms = Terms { add: false, bias: head.bias_for(Storage::F32) };
     b.product(hidden, Weight::Transposed, &head.weight.view(b), terms, logits)
+}
+
+/// `d_hidden = d_logits W`. Stored as f32, in stretches of the vocabulary that are added in order: the error of one long
+/// sum would grow beyond f32's. Stored as bf16 it is far below the output's rounding, which happens once.
+fn product_back(b: &CudaBackend, d_logits: &View, head: &FrozenLinear, d_hidden: &View) -> Result<()> {
+    let (weight, vocab) = (head.weight.view(b), d_logits.cols);
+    let stretch = match b.storage() {
+        Storage::F32 => STRETCH,
+        Storage::Bf16 => vocab,
+    };
+    let after = |ptr: u64, elements: usize| ptr + (elements * b.storage().bytes()) as u64;
+    for first in (0..vocab).step_by(stretch) {
+        let count = stretch.min(vocab - first);
+        let x = View { ptr: after(d_logits.ptr, first), cols: count, ..*d_logits };
+        let w = View { ptr: after(weight.ptr, first * weight.cols), rows: count, ..weight };
+        b.product(&x, Weight::Plain, &w, Terms { add: first > 0, bias: None }, d_hidden)?;
+    }
+    Ok(())
 }
 
 pub(super) fn cross_entropy(
@@ -105,7 +126,7 @@ fn by_chunks(
         if let Some(d_hidden) = &d_hidden {
             let d_logits = View::new(d_logits, count, vocab, b.storage());
             let d_rows = rows(b, d_hidden, first, count);
-            b.product(&d_logits, Weight::Plain, &head.weight.view(b), Terms::default(), &d_rows)?;
+            product_back(b, &d_logits, head, &d_rows)?;
         }
     }
     Ok(())
