@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -55,7 +56,19 @@ class Product:
 
 def compiled(source):
     """The PTX of a source. Named relative to HERE, so that it does not depend on where the checkout lies."""
-    return Product(f"{source.stem}.ptx", (*COMPILE, source.name), (source, *sorted(HERE.glob("*.cuh"))), None)
+    return Product(f"{source.stem}.ptx", (*COMPILE, source.name), tuple(sorted(included(source))), None)
+
+
+def included(source):
+    """A source and all of ours that it includes."""
+    paths, waiting = set(), [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in paths:
+            paths.add(path)
+            names = re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)
+            waiting += [path.parent / name for name in names]
+    return paths
 
 
 def assembled(ptx, architecture):

@@ -1,10 +1,10 @@
-//! Global memory that each kernel moves on the software device, beside the least it could (`make traffic`): emulated, and
-//! exact. One JSON object a line; fails when a kernel moves more than its limit times its floor.
+//! Global memory that each kernel moves on the software device, beside the least it could (`make traffic`): emulated,
+//! and exact. One JSON object a line; fails when a kernel moves more than its limit times its floor.
 //!
-//! Every case runs in a process of its own, whose counters the device writes at its end (`SOFTGPU_COUNTERS`); nothing but
-//! the operation launches kernels there. `bytes` counts 32 for each sector of each request, as if there were no cache;
-//! `floor` counts inputs once and outputs once, for attention as often as tiles of 64 rows meet them; `conflicts` are
-//! passes over the banks of shared memory beyond the fewest.
+//! Every case runs in a process of its own, whose counters the device writes at its end (`SOFTGPU_COUNTERS`); nothing
+//! but the operation launches kernels there. `bytes` counts 32 for each sector of each request, as if there were no
+//! cache; `floor` counts inputs once and outputs once, for attention as often as tiles of 64 rows meet them;
+//! `conflicts` are passes over the banks of shared memory beyond the fewest.
 
 use ballast_kernels::cuda::{CudaBackend, Storage};
 use ballast_kernels::{
@@ -213,8 +213,8 @@ fn flat_cases(shape: &[usize]) -> Vec<Case> {
 const ATTENTION: AttentionShape = AttentionShape { heads: 8, kv_heads: 2, head_dim: 64, scale: 0.125, window: None };
 const LENGTH: usize = 512;
 
-/// Bytes that flash attention with tiles of 64 rows must move: queries and what belongs to them once, keys and values once
-/// a tile of queries and head that sees them; backward, also queries once a tile of keys that they see.
+/// Bytes that flash attention with tiles of 64 rows must move: queries and what belongs to them once, keys and values
+/// once a tile of queries and head that sees them; backward, also queries once a tile of keys that they see.
 fn flash_floor(size: usize, backward: bool) -> usize {
     const TILE: usize = 64;
     let (heads, kv_heads, row) = (ATTENTION.heads, ATTENTION.kv_heads, ATTENTION.head_dim * size);

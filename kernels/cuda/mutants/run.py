@@ -50,7 +50,7 @@ class Bench:
     def compile(self, sources, file, into):
         """PTX of all of `sources` that include `file`, into a directory; the compiler's complaint, or None."""
         for source in sorted(sources.glob("*.cu")):
-            if file not in included(source):
+            if file not in (path.name for path in build.included(source)):
                 continue
             command = [self.nvcc, *build.COMPILE[1:], source.name, "-o", into / f"{source.stem}.ptx"]
             done = subprocess.run(command, cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -74,17 +74,6 @@ class Bench:
             failures = re.findall(r"^    (\S+)$", said.rpartition("\nfailures:\n")[2], re.MULTILINE)
             failed += failures or ([f"the program ended with {done.returncode}"] if done.returncode else [])
         return passed, failed
-
-
-def included(source):
-    """Names of a source and of all that it includes."""
-    names, open_ = set(), [source]
-    while open_:
-        path = open_.pop()
-        if path.name not in names:
-            names.add(path.name)
-            open_ += [path.parent / name for name in re.findall(r'#include "([^"]+)"', path.read_text())]
-    return names
 
 
 def test_programs(cargo):
