@@ -35,8 +35,8 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
-// A stretch of one packed sequence, in rows of that sequence: `first ..` of `length`, `start` being its first row in the
-// packed matrices.
+// A stretch of one packed sequence, in rows of that sequence: `first ..` of `length`, `start` being its first row in
+// the packed matrices.
 struct Tile {
     u32 start, length, first;
 
@@ -58,3 +58,11 @@ template <u32 ROWS> __device__ __forceinline__ Tile find_tile(const u32 *bounds,
     const u32 start = bounds[low], length = bounds[low + 1] - start;
     return {start, length, (index - (start / ROWS + low)) * ROWS};
 }
+
+// Where a tile of queries and its keys lie, packed or in a cache.
+struct Queries {
+    size_t row;     // Of the first query, in q and out.
+    size_t key_row; // Of the sequence's first key, in k and v.
+    u32 position;   // Of the first query in the sequence.
+    u32 count;      // At least 1.
+};

@@ -202,8 +202,8 @@ __device__ __forceinline__ void key_gradients(const Saved<bf16> &saved, const Ti
 
 // ---- entry points --------------------------------------------------------------------------------------------------
 
-// Grids: [T / 64 + sequences, heads] blocks, and [T / OWN_KEYS + sequences, kv_heads]. The tiles with the most to do, the
-// last queries and the first keys, go first.
+// Grids: [T / 64 + sequences, heads] blocks, and [T / OWN_KEYS + sequences, kv_heads]. The tiles with the most to do,
+// the last queries and the first keys, go first.
 #define TENSOR_BACKWARD(D)                                                                                            \
     extern "C" __global__ void __launch_bounds__(THREADS) attention_query_gradient_##D##_bf16(                        \
         const bf16 *d_out, const bf16 *q, const bf16 *k, const bf16 *v, const float2 *statistics, u32 tokens,         \
@@ -228,7 +228,7 @@ TENSOR_BACKWARD(256)
 
 // Grids: [T / 16 + sequences, heads] blocks, and [T / 16 + sequences, kv_heads].
 #define PLAIN_BACKWARD(T, SUFFIX)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_query_gradient_plain##SUFFIX(               \
+    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_query_gradient_plain##SUFFIX(            \
         const T *d_out, const T *q, const T *k, const T *v, const float2 *statistics, u32 tokens,                     \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, u32 channels, T *d_q) {   \
         const Tile tile = find_tile<SIDE>(bounds, sequences, gridDim.x - 1 - blockIdx.x);                             \
@@ -236,7 +236,7 @@ TENSOR_BACKWARD(256)
         query_gradient_plainly<T>({d_out, q, k, v, statistics, tokens}, tile, blockIdx.y,                             \
                                   {heads, kv_heads, window, scale}, channels, d_q);                                   \
     }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_key_gradients_plain##SUFFIX(                \
+    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1) attention_key_gradients_plain##SUFFIX(             \
         const T *d_out, const T *q, const T *k, const T *v, const float2 *statistics, u32 tokens,                     \
         const u32 *bounds, u32 sequences, u32 heads, u32 kv_heads, u32 window, float scale, u32 channels, T *d_k,     \
         T *d_v) {                                                                                                     \

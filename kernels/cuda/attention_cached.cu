@@ -3,8 +3,8 @@
 //
 // The programs are those of attention.cu; only the places differ: query i is row i, at position `before + i`.
 //
-// Floor: the cache's keys and values once for each head that reads them (2 * size * n D bytes for n tokens), 4 n D FLOPs
-// a query and head: memory-bound for few queries.
+// Floor: the cache's keys and values once for each head that reads them (2 * size * n D bytes for n tokens), 4 n D
+// FLOPs a query and head: memory-bound for few queries.
 //
 // sass: attention_cached_[0-9]*_bf16 HMMA LDSM LDGSTS
 #include "attention_forward.cuh"
@@ -26,7 +26,7 @@ TENSOR_CACHED(256)
 
 // Grid: [ceil(queries / 16), heads] blocks.
 #define PLAIN_CACHED(T, SUFFIX)                                                                                       \
-    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1)                                                       \
+    extern "C" __global__ void __launch_bounds__(PLAIN_THREADS, 1)                                                    \
         attention_cached_plain##SUFFIX(const T *q, const T *keys, const T *values, u32 before, u32 queries, u32 heads, \
                                        u32 kv_heads, u32 window, float scale, u32 channels, T *out) {                 \
         const u32 first = blockIdx.x * SIDE;                                                                          \

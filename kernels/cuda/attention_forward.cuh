@@ -2,9 +2,9 @@
 //
 //     S = scale Q Kᵀ    P = softmax(S), row by row, over the visible keys    O = P V    L = log sum exp S
 //
-// A block owns 64 queries of one head, a warp 16 of them; it meets the keys in tiles. Each row keeps the largest score m
-// met so far and the sum l of e^(s - m); a larger m rescales l and O (Milakov and Gimelshein, 1805.02867). Scores,
-// probabilities and O live in registers: S comes out of the first product in just the layout that the second takes P in.
+// A block owns 64 queries of one head, a warp 16 of them; it meets the keys in tiles. Each row keeps the largest score
+// m met so far and the sum l of e^(s - m); a larger m rescales l and O (Milakov and Gimelshein, 1805.02867). Scores,
+// probabilities and O live in registers: S comes out of the first product in the layout that the second takes P in.
 //
 // Keys and values have one shared tile each: values arrive while the scores are computed, the next keys while the
 // probabilities meet the values.
@@ -67,14 +67,6 @@ __device__ __forceinline__ void scale_and_mask(Sums (&scores)[N], float scale, b
         }
     }
 }
-
-// Where a tile of queries and its keys lie.
-struct Queries {
-    size_t row;     // Of the first query, in q and out.
-    size_t key_row; // Of the sequence's first key, in k and v.
-    u32 position;   // Of the first query in the sequence.
-    u32 count;      // At least 1, at most FORWARD_QUERIES.
-};
 
 // `log_sum_exp` may be null.
 template <u32 D>
@@ -139,7 +131,7 @@ __device__ __forceinline__ void attend(const bf16 *q, const bf16 *k, const bf16 
         }
     }
     if (warp_row < queries.count) {
-        store_rows<D>(shared, warp_row, 0, sums, inverse, out + (queries.row + warp_row) * q_stride + head * D, q_stride,
-                      queries.count - warp_row);
+        store_rows<D>(shared, warp_row, 0, sums, inverse, out + (queries.row + warp_row) * q_stride + head * D,
+                      q_stride, queries.count - warp_row);
     }
 }

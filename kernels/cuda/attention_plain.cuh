@@ -99,17 +99,9 @@ struct OwnSums {
     }
 };
 
-// Where a tile of at most 16 queries and its keys lie.
-struct PlainQueries {
-    size_t row;     // Of the first query, in q and out.
-    size_t key_row; // Of the sequence's first key, in k and v.
-    u32 position;   // Of the first query in the sequence.
-    u32 count;
-};
-
 // Forward; the equations stand in attention_forward.cuh. `log_sum_exp` may be null.
 template <typename T>
-__device__ __forceinline__ void attend_plainly(const T *q, const T *k, const T *v, const PlainQueries &queries, u32 head,
+__device__ __forceinline__ void attend_plainly(const T *q, const T *k, const T *v, const Queries &queries, u32 head,
                                                const Shape &shape, u32 channels, T *out, float *log_sum_exp) {
     const PlainShared shared{channels};
     const PlainTile q_tile = shared.tile(0), k_tile = shared.tile(1), v_tile = shared.tile(2);

@@ -41,8 +41,8 @@ constexpr u32 CHUNK = 8; // bf16 in 16 bytes.
 
 template <u32 D> constexpr __host__ __device__ u32 tile_bytes(u32 rows) { return rows * D * 2; }
 
-// Rows of a multiple of 128 bytes all start at bank 0: eight rows need eight places. Rows of an odd multiple of 64 bytes
-// (D = 96) start at banks 0 and 16 in turn: four places for each pair of rows.
+// Rows of a multiple of 128 bytes all start at bank 0: eight rows need eight places. Rows of an odd multiple of 64
+// bytes (D = 96) start at banks 0 and 16 in turn: four places for each pair of rows.
 template <u32 D> constexpr u32 PLACES = D % 64 == 0 ? 8 : 4;
 
 template <u32 D> __device__ __forceinline__ u32 twist(u32 row) {
@@ -172,9 +172,9 @@ __device__ __forceinline__ void multiply_add(Sums (&out)[N], const Sums (&w)[K],
     }
 }
 
-// Rounds a warp's 16 x 8 N sums, times `factor[half]` (of rows g and g + 8), and stores them to rows `to + i * stride` of
-// global memory with 16-byte accesses, by way of rows `row ..` and columns `column ..` of a tile that no other warp uses
-// there. Rows from `rows` on are left out.
+// Rounds a warp's 16 x 8 N sums, times `factor[half]` (of rows g and g + 8), and stores them to rows `to + i * stride`
+// of global memory with 16-byte accesses, by way of rows `row ..` and columns `column ..` of a tile that no other warp
+// uses there. Rows from `rows` on are left out.
 template <u32 D, u32 N>
 __device__ __forceinline__ void store_rows(unsigned char *tile, u32 row, u32 column, const Sums (&sums)[N],
                                            const float (&factor)[2], bf16 *to, u32 stride, u32 rows) {
