@@ -16,16 +16,16 @@ fn backend(storage: Storage) -> CudaBackend {
 ballast_kernels::conformance_suite!(f32, backend(Storage::F32), Precision::F32);
 ballast_kernels::conformance_suite!(bf16, backend(Storage::Bf16), Precision::Bf16);
 
-/// Every family, every case: the same bits on another backend, and again on used buffers.
+/// Every family, every case: the same bits on two backends, of which one had used its buffers for something else.
 fn bits_are_a_function_of_the_operands(storage: Storage) {
     let (first, second) = (backend(storage), backend(storage));
-    for (name, family) in families::<CudaBackend>() {
-        let once = family(&first);
-        for again in [family(&first), family(&second)] {
-            for (a, b) in once.iter().zip(&again) {
-                let same = a.got.iter().zip(&b.got).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(same && a.got.len() == b.got.len(), "{name}: {} differs", a.what);
-            }
+    let families = families::<CudaBackend>();
+    let (_, other) = families.iter().find(|(name, _)| *name == "norm").unwrap();
+    drop(other(&second));
+    for (name, family) in &families {
+        for (a, b) in family(&first).iter().zip(&family(&second)) {
+            let same = a.got.iter().zip(&b.got).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && a.got.len() == b.got.len(), "{name}: {} differs", a.what);
         }
     }
     assert_eq!(first.arithmetic(), second.arithmetic());
