@@ -70,9 +70,11 @@ mutants: cuda softgpu
 	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB)
 
 # Global memory that each kernel moves, beside the least it could: emulated, but exact.
-traffic: cuda softgpu
-	$(CARGO) build --locked -p ballast-kernels --features cuda --example traffic
-	LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
+# Its output is the JSON lines alone.
+traffic:
+	@$(MAKE) cuda softgpu >&2
+	@$(CARGO) build --locked -p ballast-kernels --features cuda --example traffic
+	@LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)
