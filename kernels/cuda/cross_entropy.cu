@@ -3,8 +3,9 @@
 //   out[n]      = sign * (log(sum_i exp(l[n, i])) - l[n, target[n]])          a loss, or (sign -1) a log-probability
 //   d_logits[n] = softmax(l[n]) - one_hot(target[n])                          when wanted; may be the logits themselves
 //
-// Floor: logits f32 read once for the result alone. The gradient reads them again, because a row (0.5 MB for 128k words)
-// outgrows shared memory, and writes them once in the storage type; a few FLOPs and two exponentials an element.
+// Floor: logits f32 read once for the result alone. The gradient reads them again, because a row (0.5 MB for 128k
+// words) outgrows shared memory, and writes them once in the storage type; a few FLOPs and two exponentials an
+// element.
 //
 // One block a row. The maximum and the sum of exponentials are found in one pass by rescaling (Milakov and Gimelshein,
 // 1805.02867).
@@ -38,8 +39,8 @@ struct Normalizer {
 };
 
 template <typename T>
-__device__ __forceinline__ void cross_entropy(const float *logits, const u32 *targets, float *out, T *d_logits, u32 vocab,
-                                              float sign) {
+__device__ __forceinline__ void cross_entropy(const float *logits, const u32 *targets, float *out, T *d_logits,
+                                              u32 vocab, float sign) {
     const u32 row = blockIdx.x, target = targets[row];
     const Operand<const float> from(logits, gridDim.x, vocab);
     const float target_logit = logits[u64(row) * vocab + target];

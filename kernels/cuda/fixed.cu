@@ -5,8 +5,8 @@
 //   fixed_max_abs       the largest magnitude of each segment                    4
 //   fixed_squares       sums of squares of stretches                             4
 //
-// All are limited by memory: a few f64 operations an element. Every value is exact, or rounded once as IEEE 754 says, in
-// an order that is part of the definition: the bits are those of the CPU backend.
+// All are limited by memory: a few f64 operations an element. Every value is exact, or rounded once as IEEE 754 says,
+// in an order that is part of the definition: the bits are those of the CPU backend.
 //
 // A segment is cut into pieces, one block each: {start, elements, exponent, number of the segment}.
 
@@ -73,8 +73,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) fixed_max_abs(const float 
     if (threadIdx.x == 0) atomicMax(&largest_bits[piece.w], __float_as_uint(largest));
 }
 
-// Sixteen neighbouring lanes take a stretch: lane l adds the squares of elements l, l + 16, ..., then the lanes' sums are
-// added from first to last. The square of an f32 is exact in f64.
+// Sixteen neighbouring lanes take a stretch: lane l adds the squares of elements l, l + 16, ..., then the lanes' sums
+// are added from first to last. The square of an f32 is exact in f64.
 constexpr u32 LANES = 16;
 
 extern "C" __global__ void __launch_bounds__(THREADS) fixed_squares(const float *vector, u64 len, u32 stretch,

@@ -1,5 +1,5 @@
-// The low-rank path of a linear layer (Hu et al., 2106.09685): thin products between activations [T, in] or [T, out] and
-// the adapter's f32 matrices A [r, in] and B [out, r], r small.
+// The low-rank path of a linear layer (Hu et al., 2106.09685): thin products between activations [T, in] or [T, out]
+// and the adapter's f32 matrices A [r, in] and B [out, r], r small.
 //
 //   lora_down       down   = drop(x) A^T                 contraction over in
 //   lora_up         y     += scaling * down B^T          expansion over r
@@ -8,13 +8,13 @@
 //   lora_d_a        dA     = d_down^T drop(x)            contraction over T
 //   lora_d_x        dx    += drop'(d_down A)             expansion over r
 //
-// Floor of each, with n the wide side (in or out): 2 T n r FLOPs; T n elements of storage read (and for an expansion written)
-// once, (T + n) r elements of f32. That is r FLOPs a byte of bf16: above rank 16 the f32 pipes are the limit, not memory.
-// Adapters are f32 and tensor cores would round them, so the products are f32 FMAs on tiles in shared memory. A thin operand is
-// read once a block: T n r / 128 elements more, which the L2 cache serves.
+// Floor of each, with n the wide side (in or out): 2 T n r FLOPs; T n elements of storage read (and for an expansion
+// written) once, (T + n) r elements of f32. That is r FLOPs a byte of bf16: above rank 16 the f32 pipes are the
+// limit, not memory. Adapters are f32 and tensor cores would round them, so the products are f32 FMAs on tiles in
+// shared memory. A thin operand is read once a block: T n r / 128 elements more, which the L2 cache serves.
 //
-// Sums have a fixed order: K is cut every SPLIT elements, a function of the shape alone, the pieces' sums are added from
-// first to last by `lora_sum`, and within a block those of the warps likewise.
+// Sums have a fixed order: K is cut every SPLIT elements, a function of the shape alone, the pieces' sums are added
+// from first to last by `lora_sum`, and within a block those of the warps likewise.
 
 #include "quads.cuh"
 
@@ -22,7 +22,7 @@ constexpr u32 THREADS = 256;
 constexpr u32 WIDE = 128;   // Rows of a tile on the wide side.
 constexpr u32 SPLIT = 1024; // Elements of K a block contracts; lora.rs sizes the grid by it.
 
-// ---- dropout ---------------------------------------------------------------------------------------------------------
+// ---- dropout --------------------------------------------------------------------------------------------------------
 
 // The dropout of a block's rows: who they are, COUNT of them from `first` on, is looked up once.
 template <u32 COUNT> struct RowMask {
@@ -55,7 +55,7 @@ template <typename T, u32 COUNT> struct Dropped {
     }
 };
 
-// ---- tiles -----------------------------------------------------------------------------------------------------------
+// ---- tiles ----------------------------------------------------------------------------------------------------------
 
 // How an operand lies in memory: [SIZE, K] or [K, SIZE].
 enum class Layout { ByRow, ByK };
@@ -109,7 +109,8 @@ template <u32 QM, u32 QN> struct Sums {
     float value[QM * 4][QN * 4] = {};
 
     template <typename M, typename N>
-    __device__ __forceinline__ void multiply(const M &wide, const N &thin, u32 k, u32 m, u32 step_m, u32 n, u32 step_n) {
+    __device__ __forceinline__ void multiply(const M &wide, const N &thin, u32 k, u32 m, u32 step_m, u32 n,
+                                             u32 step_n) {
         float a[QM * 4], b[QN * 4];
 #pragma unroll
         for (u32 q = 0; q < QM; ++q) *reinterpret_cast<float4 *>(&a[4 * q]) = wide.quad(k, m + q * step_m);
@@ -127,10 +128,10 @@ template <u32 QM, u32 QN> struct Sums {
     }
 };
 
-// ---- contractions ----------------------------------------------------------------------------------------------------
+// ---- contractions ---------------------------------------------------------------------------------------------------
 
-// Which warp and lane has which part of a WIDE x THIN tile. Ranks up to 16 leave little of the thin side to share, so two
-// warps share out the wide side and four divide each stretch of K; above, four and two.
+// Which warp and lane has which part of a WIDE x THIN tile. Ranks up to 16 leave little of the thin side to share, so
+// two warps share out the wide side and four divide each stretch of K; above, four and two.
 template <u32 THIN> struct Contraction {
     static constexpr u32 DEPTH = 32;
     static constexpr u32 WARPS_M = THIN == 16 ? 2 : 4, WARPS_K = THREADS / WARP / WARPS_M;
@@ -215,7 +216,7 @@ __device__ __forceinline__ void d_a(const T *x, const float *d_down, float *out,
                                                    tokens, scale);
 }
 
-// ---- expansions ------------------------------------------------------------------------------------------------------
+// ---- expansions -----------------------------------------------------------------------------------------------------
 
 // A thread's part of a WIDE x WIDE tile of [T, n]: 2 x 2 quads, 64 elements apart.
 constexpr u32 EXPANSION_DEPTH = 16, STEP = WIDE / 2;
@@ -247,7 +248,7 @@ __device__ __forceinline__ void expand(const Operand<const float> &thin, const O
         }
 }
 
-// ---- entry points ----------------------------------------------------------------------------------------------------
+// ---- entry points ---------------------------------------------------------------------------------------------------
 
 #define DROPOUT_PARAMETERS                                                                                             \
     u32 key_low, u32 key_high, u32 threshold, float keep_scale, u32 module, const u32 *positions, const u32 *sequence, \
@@ -256,21 +257,21 @@ __device__ __forceinline__ void expand(const Operand<const float> &thin, const O
 
 // Grids of the contractions: (tiles of the wide side, stretches of K, tiles of the rank); THIN as the name says.
 #define CONTRACTIONS(T, SUFFIX, THIN)                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_down_##THIN##SUFFIX(                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_down_##THIN##SUFFIX(                                 \
         const T *x, const float *a, float *out, u32 tokens, u32 inp, u32 rank, float scale, DROPOUT_PARAMETERS) {      \
         down<THIN>(x, a, out, tokens, inp, rank, scale, DROPOUT);                                                      \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_a_##THIN##SUFFIX(                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_a_##THIN##SUFFIX(                                  \
         const T *x, const float *d_down, float *out, u32 tokens, u32 inp, u32 rank, float scale, DROPOUT_PARAMETERS) { \
         d_a<THIN>(x, d_down, out, tokens, inp, rank, scale, DROPOUT);                                                  \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_down_##THIN##SUFFIX(                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_down_##THIN##SUFFIX(                               \
         const T *d_y, const float *b, float *out, u32 tokens, u32 outputs, u32 rank, float scale) {                    \
         contract<THIN, Layout::ByRow, Layout::ByK, false>(Operand<const T>(d_y, tokens, outputs),                      \
                                                           Operand<const float>(b, outputs, rank), out, tokens, rank,   \
                                                           outputs, scale);                                             \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_b_##THIN##SUFFIX(                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_b_##THIN##SUFFIX(                                  \
         const T *d_y, const float *saved_down, float *out, u32 tokens, u32 outputs, u32 rank, float scale) {           \
         contract<THIN, Layout::ByK, Layout::ByK, false>(Operand<const T>(d_y, tokens, outputs),                        \
                                                         Operand<const float>(saved_down, tokens, rank), out, outputs,  \
@@ -281,14 +282,14 @@ __device__ __forceinline__ void expand(const Operand<const float> &thin, const O
 #define EXPANSIONS(T, SUFFIX)                                                                                          \
     CONTRACTIONS(T, SUFFIX, 16)                                                                                        \
     CONTRACTIONS(T, SUFFIX, 64)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_up##SUFFIX(                                             \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_up##SUFFIX(                                          \
         const float *saved_down, const float *b, T *y, u32 tokens, u32 outputs, u32 rank, float scale) {               \
         expand<Layout::ByRow>(Operand<const float>(saved_down, tokens, rank), Operand<const float>(b, outputs, rank),  \
                               rank, Operand<T>(y, tokens, outputs), [scale](float4 q, u32, u32) {                      \
                                   return make_float4(scale * q.x, scale * q.y, scale * q.z, scale * q.w);              \
                               });                                                                                      \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_x##SUFFIX(                                            \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_x##SUFFIX(                                         \
         const float *d_down, const float *a, T *d_x, u32 tokens, u32 inp, u32 rank, DROPOUT_PARAMETERS) {              \
         __shared__ uint2 ids[WIDE];                                                                                    \
         const Dropout dropout = DROPOUT;                                                                               \

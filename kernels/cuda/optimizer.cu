@@ -1,13 +1,15 @@
-// AdamW (Loshchilov and Hutter, 1711.05101) over one flat vector that holds every adapter: no list of tensors is needed.
+// AdamW (Loshchilov and Hutter, 1711.05101) over one flat vector that holds every adapter: no list of tensors is
+// needed.
 //
-// Floor: 16 bytes read and 12 written a parameter. In f64 a parameter, each state rounded once; no multiplication is fused
-// with an addition, so the bits are those of the CPU backend.
+// Floor: 16 bytes read and 12 written a parameter. In f64 a parameter, each state rounded once; no multiplication is
+// fused with an addition, so the bits are those of the CPU backend.
 
 #include "common.cuh"
 
 constexpr u32 THREADS = 256;
 
-// step_size = learning_rate / (1 - beta1^t), root_correction = 1 / sqrt(1 - beta2^t), decay = 1 - learning_rate * weight_decay.
+// step_size = learning_rate / (1 - beta1^t), root_correction = 1 / sqrt(1 - beta2^t), decay = 1 - learning_rate *
+// weight_decay.
 extern "C" __global__ void __launch_bounds__(THREADS)
     adamw(float *parameters, const float *gradient, float *first, float *second, u64 len, double decay, double beta1,
           double beta2, double step_size, double root_correction, double epsilon, double gradient_scale) {
