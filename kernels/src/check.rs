@@ -46,8 +46,8 @@ pub(crate) fn below(operation: &'static str, name: &str, indices: &[u32], limit:
     }
 }
 
-/// The adapter of a layer `[out, inp]` lies within `parameters` elements, and its dropout keeps something. `masked_rows` is
-/// how many rows the packing of a dropout has.
+/// The adapter of a layer `[out, inp]` lies within `parameters` elements, and its dropout keeps something.
+/// `masked_rows` is how many rows the packing of a dropout has.
 pub(crate) fn lora_path<B: Backend>(
     operation: &'static str,
     path: &LoraPath<'_, B>,

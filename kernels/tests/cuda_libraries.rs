@@ -1,5 +1,5 @@
-//! A library that is missing is an error that names it and says how to get it; nothing panics. `make test-cuda` runs this
-//! without a device, where there is something to miss.
+//! A library that is missing is an error that names it and says how to get it; nothing panics. `make test-cuda` runs
+//! this without a device, where there is something to miss.
 #![cfg(feature = "cuda")]
 
 use ballast_kernels::cuda::{CudaBackend, Library, Storage, probe};

@@ -50,9 +50,9 @@ fn one<B: Backend>(
     let (mut losses, mut d_x) = (poisoned_reals(b, rows), poisoned(b, rows, hidden));
     ok(b.linear_cross_entropy(&x, &head, &targets, &mut losses, Some(&mut d_x)));
     let losses = ok(b.read_reals(&losses));
-    // A backend chooses how it sums the exponentials (docs/adr/0009): how well is judged by its losses, and the gradient
-    // must be that of the sum it reports. An error of the sum has one sign in a whole row of the gradient; and relative
-    // errors of the gradient are absolute ones of logits and losses, which go into the tens here.
+    // A backend chooses how it sums the exponentials (docs/adr/0009): how well is judged by its losses, and the
+    // gradient must be that of the sum it reports. An error of the sum has one sign in a whole row of the gradient; and
+    // relative errors of the gradient are absolute ones of logits and losses, which go into the tens here.
     let want_d = reference::cross_entropy_gradient(&x_stored, &w, vocab, bias, &ids, &super::widen(&losses));
     let mut all = vec![
         Comparison::real(format!("losses {case}"), losses, want.clone(), 16.0).plainly(plain_losses.clone()),

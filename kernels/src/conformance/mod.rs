@@ -30,7 +30,8 @@ use crate::Backend;
 pub enum Precision {
     /// f32: each output within its own number of roundings of f32.
     F32,
-    /// bf16: each output within twice the distance of a straightforward bf16 implementation, besides its roundings of f32.
+    /// bf16: each output within twice the distance of a straightforward bf16 implementation, besides its roundings of
+    /// f32.
     Bf16,
 }
 

@@ -1,5 +1,5 @@
-//! What a straightforward bf16 implementation gives: each tensor that an unfused implementation would hold is rounded to
-//! bf16 once, sums are exact. A backend that stores bf16 may be off by at most twice as much as this.
+//! What a straightforward bf16 implementation gives: each tensor that an unfused implementation would hold is rounded
+//! to bf16 once, sums are exact. A backend that stores bf16 may be off by at most twice as much as this.
 
 use crate::AttentionShape;
 use crate::reference::{self, AttentionGradients, LinearGradients, LinearShape, Lora};

@@ -124,8 +124,9 @@ impl Device {
         let mut parameters: Vec<*mut c_void> =
             values.iter_mut().map(|value| std::ptr::from_mut(value).cast::<c_void>()).collect();
         let [x, y, z] = grid.blocks;
-        // SAFETY: each parameter points at a value of its size (the low bytes, on a little-endian host), which the driver
-        // copies before it returns; that they are what the kernel takes is between the family's file and its .cu.
+        // SAFETY: each parameter points at a value of its size (the low bytes, on a little-endian host), which the
+        // driver copies before it returns; that they are what the kernel takes is between the family's file and its
+        // .cu.
         let launched = unsafe {
             result::launch_kernel(
                 function,

@@ -1,7 +1,7 @@
 //! Output head: cross-entropy, log-probabilities and logits.
 //!
-//! Logits exist for a chunk of rows at a time: a product by cuBLASLt in f32, one kernel that makes losses and the gradient
-//! of the logits, and a product back. With f32 storage that gradient takes the place of the logits.
+//! Logits exist for a chunk of rows at a time: a product by cuBLASLt in f32, one kernel that makes losses and the
+//! gradient of the logits, and a product back. With f32 storage that gradient takes the place of the logits.
 
 use super::blas::{Terms, View, Weight};
 use super::buffers::{IndexVector, Matrix, Vector};
@@ -40,8 +40,8 @@ fn product_with_head(b: &CudaBackend, hidden: &View, head: &FrozenLinear, logits
     b.product(hidden, Weight::Transposed, &head.weight.view(b), terms, logits)
 }
 
-/// `d_hidden = d_logits W`. Stored as f32, in stretches of the vocabulary that are added in order: the error of one long
-/// sum would grow beyond f32's. Stored as bf16 it is far below the output's rounding, which happens once.
+/// `d_hidden = d_logits W`. Stored as f32, in stretches of the vocabulary that are added in order: the error of one
+/// long sum would grow beyond f32's. Stored as bf16 it is far below the output's rounding, which happens once.
 fn product_back(b: &CudaBackend, d_logits: &View, head: &FrozenLinear, d_hidden: &View) -> Result<()> {
     let (weight, vocab) = (head.weight.view(b), d_logits.cols);
     let stretch = match b.storage() {

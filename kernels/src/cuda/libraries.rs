@@ -18,8 +18,8 @@ impl Library {
     /// Whether the loader finds it.
     #[must_use]
     pub fn is_present(self) -> bool {
-        // SAFETY: opens the library and runs its initializers, which for NVIDIA's libraries, and what stands in for them,
-        // do nothing but set themselves up.
+        // SAFETY: opens the library and runs its initializers, which for NVIDIA's libraries, and what stands in for
+        // them, do nothing but set themselves up.
         unsafe {
             match self {
                 Self::Driver => cudarc::driver::sys::is_culib_present(),
@@ -45,12 +45,12 @@ impl Library {
         match self {
             Self::Driver => "install NVIDIA's driver, version 580 or later",
             Self::CublasLt => {
-                "install it (`pip install nvidia-cublas`, or the package libcublas of CUDA 13) and put its directory on \
-                 LD_LIBRARY_PATH"
+                "install it (`pip install nvidia-cublas`, or the package libcublas of CUDA 13) and put its directory \
+                 on LD_LIBRARY_PATH"
             }
             Self::Nccl => {
-                "install NCCL (`pip install nvidia-nccl-cu13`, or the package libnccl-dev), and where only libnccl.so.2 is \
-                 there, make a link libnccl.so to it on LD_LIBRARY_PATH"
+                "install NCCL (`pip install nvidia-nccl-cu13`, or the package libnccl-dev), and where only libnccl.so.2 \
+                 is there, make a link libnccl.so to it on LD_LIBRARY_PATH"
             }
         }
     }

@@ -7,7 +7,8 @@ use super::{Arg, CudaBackend, Grid};
 use crate::Philox;
 use crate::contract::{Dropout, LoraPath, Result};
 
-/// What lora.cu fixes: threads of a block, elements of a tile on the wide side, and elements of K that a block contracts.
+/// What lora.cu fixes: threads of a block, elements of a tile on the wide side, and elements of K that a block
+/// contracts.
 const THREADS: u32 = 256;
 const WIDE: usize = 128;
 const SPLIT: usize = 1024;

@@ -34,7 +34,8 @@ pub(super) struct Pool {
     allocated: AtomicUsize,
 }
 
-/// The class that serves `bytes`: packed micro-batches hardly ever repeat a shape, so classes are at most an eighth apart.
+/// The class that serves `bytes`: packed micro-batches hardly ever repeat a shape, so classes are at most an eighth
+/// apart.
 fn size_class(bytes: usize) -> usize {
     let wanted = bytes.max(SMALLEST);
     let step = (wanted.next_power_of_two() / 16).max(SMALLEST);
@@ -70,8 +71,8 @@ impl Pool {
         blocks.pop().map(|pointer| (found, pointer))
     }
 
-    /// Fresh memory. What waits is given back first when it would exceed the most that was ever in use, or when the device
-    /// has no more: so the pool holds at most twice what the work needs.
+    /// Fresh memory. What waits is given back first when it would exceed the most that was ever in use, or when the
+    /// device has no more: so the pool holds at most twice what the work needs.
     fn allocate(&self, class: usize, what: &'static str) -> Result<u64> {
         let (in_use, allocated) = (self.in_use.load(Relaxed), self.allocated.load(Relaxed));
         if allocated + class - in_use > self.peak.load(Relaxed).max(in_use + class) {

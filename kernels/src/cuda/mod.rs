@@ -132,8 +132,8 @@ impl CudaBackend {
         self.memory.device()
     }
 
-    /// Enqueues kernel `kernel` of `kernels/cuda/<file>.cu`; a `typed` one exists per storage type. The arguments are the
-    /// kernel's parameters, in order, and what they point at must be as large as the kernel takes it to be.
+    /// Enqueues kernel `kernel` of `kernels/cuda/<file>.cu`; a `typed` one exists per storage type. The arguments are
+    /// the kernel's parameters, in order, and what they point at must be as large as the kernel takes it to be.
     fn launch(&self, file: &'static str, kernel: &str, typed: bool, grid: Grid, args: &[Arg]) -> Result<()> {
         if typed {
             self.device().launch(file, &format!("{kernel}_{}", self.storage.suffix()), grid, args)

@@ -32,7 +32,8 @@ struct Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: loaded once, unloaded once, with the device idle and its context current. A failure leaves nothing to do.
+        // SAFETY: loaded once, unloaded once, with the device idle and its context current. A failure leaves nothing to
+        // do.
         let _ = unsafe { result::module::unload(self.handle) };
     }
 }
@@ -81,8 +82,8 @@ impl Modules {
         Ok(function.handle)
     }
 
-    /// Loads a file: the cubin for this architecture (one for its major version and a smaller minor runs too), else PTX,
-    /// which the driver compiles.
+    /// Loads a file: the cubin for this architecture (one for its major version and a smaller minor runs too), else
+    /// PTX, which the driver compiles.
     fn load(&self, file: &'static str) -> Result<CUmodule> {
         #[cfg(feature = "reference")]
         if let Some(module) = replaced(file)? {
@@ -106,7 +107,8 @@ impl Modules {
     }
 }
 
-/// For tests of the tests (`make mutants`): a file's PTX from the directory that `BALLAST_CUDA_PTX` names, if it is there.
+/// For tests of the tests (`make mutants`): a file's PTX from the directory that `BALLAST_CUDA_PTX` names, if it is
+/// there.
 #[cfg(feature = "reference")]
 fn replaced(file: &str) -> Result<Option<CUmodule>> {
     let Some(directory) = std::env::var_os("BALLAST_CUDA_PTX") else { return Ok(None) };

@@ -15,7 +15,8 @@ pub(super) struct Team {
 }
 
 impl Team {
-    /// The team for rows of `cols` elements. An access is of 16 bytes, or of one element where those do not divide a row.
+    /// The team for rows of `cols` elements. An access is of 16 bytes, or of one element where those do not divide a
+    /// row.
     pub(super) fn new(cols: usize, storage: Storage) -> Self {
         let width = 16 / storage.bytes();
         let accesses = if cols.is_multiple_of(width) { cols / width } else { cols };

@@ -1,8 +1,8 @@
 //! Copies between host and device, through a pinned staging buffer.
 //!
-//! Copies from ordinary memory are slow and hold the caller up; from pinned memory they run beside the host. Uploads write
-//! into one half of the staging buffer, converting on the way, while the device may still read the other; an event tells
-//! when a half is free again. Reads wait for the device.
+//! Copies from ordinary memory are slow and hold the caller up; from pinned memory they run beside the host. Uploads
+//! write into one half of the staging buffer, converting on the way, while the device may still read the other; an
+//! event tells when a half is free again. Reads wait for the device.
 
 use super::device::{Device, failed};
 use super::memory::Buffer;
@@ -65,7 +65,8 @@ impl Staging {
         }
         let start = self.half * HALF + self.filled;
         self.filled += bytes;
-        // SAFETY: `start + count * size_of::<T>()` is within the allocation, `start` is aligned to any `T`, any bits make a
+        // SAFETY: `start + count * size_of::<T>()` is within the allocation, `start` is aligned to any `T`, any bits
+        // make a
         // `T`, and the device is done with this stretch.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.host.cast::<u8>().add(start).cast::<T>(), count) })
     }
