@@ -14,12 +14,19 @@ PEFT ?= $(CACHE)/peft-env/python
 GOLDEN ?= worker/tests/fixtures/peft-tiny
 # A run directory whose adapter `make adapter-check` loads in peft.
 RUN ?= runs/smollm2-gsm8k
+# Another directory of libcuda, libcublasLt and libnccl for `make test-cuda`; ours is the software device.
+SOFTGPU_LIB ?=
+CUDA_LIB := $(abspath $(or $(SOFTGPU_LIB),$(TARGET_DIR)/softgpu/lib))
 
-.PHONY: help demo test parity bench lint fmt adapter-check peft-env deploy-check advisories
+.PHONY: help demo cuda softgpu test test-cuda mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
 	@echo 'make test           the whole test suite (cargo only; under 15 minutes on 2 cores)'
+	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
+	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
+	@echo 'make mutants        seeded faults in the CUDA kernels, and which test catches each'
+	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated)'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -39,6 +46,35 @@ demo:
 test:
 	$(CARGO) test --locked --workspace --no-run
 	$(CARGO) test --locked --workspace
+
+# Exits with 69 where the compiler cannot be had.
+cuda:
+	kernels/cuda/build.py --out $(TARGET_DIR)/cuda
+
+# The stand-ins for libcuda, libcublasLt and libnccl: tests only, never shipped.
+softgpu:
+	kernels/softgpu/install.sh $(TARGET_DIR)/softgpu/lib
+
+# What passes here is emulated. The first two have no device, and so libraries to miss. Cargo puts its own directories in
+# front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word.
+CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
+ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)"]'
+NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'
+test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
+	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
+	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
+	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits
+
+# Seeded faults in the kernels, which those tests must catch: emulated as they are.
+mutants: cuda softgpu
+	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB)
+
+# Global memory that each kernel moves, beside the least it could: emulated, but exact.
+# Its output is the JSON lines alone.
+traffic:
+	@$(MAKE) cuda softgpu >&2
+	@$(CARGO) build --locked -p ballast-kernels --features cuda --example traffic
+	@LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)

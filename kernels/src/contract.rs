@@ -359,6 +359,23 @@ pub struct Dropout<'a, B: Backend> {
     pub packing: &'a B::Packing,
 }
 
+impl<B: Backend> Dropout<'_, B> {
+    /// Anything at all.
+    pub(crate) fn drops(&self) -> bool {
+        self.probability > 0.0
+    }
+
+    /// Mask words below are dropped.
+    pub(crate) fn threshold(&self) -> u64 {
+        (f64::from(self.probability) * 4_294_967_296.0).ceil() as u64
+    }
+
+    /// Factor on what is kept.
+    pub(crate) fn keep_scale(&self) -> f32 {
+        (1.0 / (1.0 - f64::from(self.probability))) as f32
+    }
+}
+
 /// A stretch of a flat vector, with its fixed-point exponent. The segments of a call ascend and do not overlap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {

@@ -10,8 +10,12 @@
 
 #![deny(unsafe_code)]
 
+mod adamw;
+mod check;
 mod contract;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod error;
 mod layout;
 mod philox;

@@ -23,6 +23,12 @@ impl Philox {
         Self::new([(seed ^ (seed >> 32)) as u32, step as u32])
     }
 
+    /// The key.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// Four words of the dropout mask: channels `4 * quad .. 4 * quad + 4` of one row.
     #[must_use]
     pub fn mask(&self, quad: u32, position: u32, sample: u64, module: u32) -> [u32; 4] {

@@ -1,7 +1,7 @@
 //! Attention with a cache gives what attention over the whole sequence gives.
 
 use super::source::poisoned;
-use super::{Comparison, Source, ok};
+use super::{Comparison, Source, ok, plain};
 use crate::{AttentionShape, Backend, reference};
 
 pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
@@ -13,6 +13,10 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
         (3, 1, 16, Some(5), vec![33, 1, 7, 1]),
         (2, 2, 128, None, vec![1, 1, 1]),
         (1, 1, 16, None, vec![600, 1, 30]),
+        (4, 2, 64, Some(50), vec![129, 1, 66]),
+        (2, 1, 96, None, vec![65, 1, 31]),
+        (2, 1, 128, Some(33), vec![64, 64, 1]),
+        (2, 1, 256, None, vec![33, 1, 40]),
     ] {
         let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.2, window };
         let total: usize = steps.iter().sum();
@@ -38,8 +42,10 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
             done += count;
         }
         let (want, _) = reference::attention(&q_seen, &k_seen, &v_seen, &[0, total as u32], &shape);
+        let bounds = [0, total as u32];
+        let plain = plain::Attention { q: &q_seen, k: &k_seen, v: &v_seen, bounds: &bounds, shape: &shape };
         let what = format!("attention_cached {heads}/{kv_heads} heads of {head_dim}, {steps:?}, window {window:?}");
-        all.push(Comparison::new(what, got, want, 16.0));
+        all.push(Comparison::stored(what, got, want, 16.0).plainly(plain.forward().0));
         // The cache is full now.
         let (one_q, one_k) = (poisoned(b, 1, heads * head_dim), poisoned(b, 1, kv_heads * head_dim));
         let mut out = poisoned(b, 1, heads * head_dim);

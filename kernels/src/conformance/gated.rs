@@ -15,14 +15,14 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
             let mut out = poisoned(b, rows, cols);
             ok(b.gated(&gate, &up, activation, &mut out));
             let want = reference::gated(&g, &u, activation);
-            all.push(Comparison::new(format!("gated {case}"), ok(b.read_activations(&out)), want, 8.0));
+            all.push(Comparison::stored(format!("gated {case}"), ok(b.read_activations(&out)), want, 8.0));
 
             let (d_out, d) = source.matrix(b, rows, cols, 1.0);
             let (mut d_gate, mut d_up) = (poisoned(b, rows, cols), poisoned(b, rows, cols));
             ok(b.gated_backward(&d_out, &gate, &up, activation, &mut d_gate, &mut d_up));
             let (want_gate, want_up) = reference::gated_backward(&d, &g, &u, activation);
-            all.push(Comparison::new(format!("d_gate {case}"), ok(b.read_activations(&d_gate)), want_gate, 16.0));
-            all.push(Comparison::new(format!("d_up {case}"), ok(b.read_activations(&d_up)), want_up, 8.0));
+            all.push(Comparison::stored(format!("d_gate {case}"), ok(b.read_activations(&d_gate)), want_gate, 16.0));
+            all.push(Comparison::stored(format!("d_up {case}"), ok(b.read_activations(&d_up)), want_up, 8.0));
         }
     }
     all

@@ -1,7 +1,7 @@
 //! Output head: cross-entropy, log-probabilities, logits, untied with bias and tied.
 
 use super::source::{poisoned, poisoned_reals};
-use super::{Comparison, Source, ok};
+use super::{Comparison, Source, ok, plain};
 use crate::{Backend, reference};
 
 pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
@@ -30,7 +30,7 @@ fn one<B: Backend>(
     tied: bool,
 ) -> Vec<Comparison> {
     let case = format!("[{rows}, {hidden}] x {vocab}, tied {tied}");
-    let (values, bias) = (source.floats(vocab * hidden, 1.0), source.floats(vocab, 2.0));
+    let (values, bias) = (source.frozen(b, vocab, hidden, 1.0), source.frozen(b, 1, vocab, 2.0));
     let head = match tied {
         true => ok(b.tied_head(&ok(b.pack_embedding(&values, vocab, hidden)))),
         false => ok(b.pack_linear(&values, vocab, hidden, Some(&bias))),
@@ -44,28 +44,41 @@ fn one<B: Backend>(
     let want: Vec<f64> =
         reference::log_probabilities(&x_stored, &w, vocab, bias, &ids).into_iter().map(|log_p| -log_p).collect();
 
+    let plain = plain::Head { hidden: &x_stored, weight: &w, bias, targets: &ids };
+    let (plain_losses, plain_d) = plain.cross_entropy();
+
     let (mut losses, mut d_x) = (poisoned_reals(b, rows), poisoned(b, rows, hidden));
     ok(b.linear_cross_entropy(&x, &head, &targets, &mut losses, Some(&mut d_x)));
     let losses = ok(b.read_reals(&losses));
-    // A backend chooses how it sums the exponentials (docs/adr/0009): how well is judged by its losses, and the gradient
-    // must be that of the sum it reports. An error of the sum has one sign in a whole row of the gradient.
+    // A backend chooses how it sums the exponentials (docs/adr/0009): how well is judged by its losses, and the
+    // gradient must be that of the sum it reports. An error of the sum has one sign in a whole row of the gradient; and
+    // relative errors of the gradient are absolute ones of logits and losses, which go into the tens here.
     let want_d = reference::cross_entropy_gradient(&x_stored, &w, vocab, bias, &ids, &super::widen(&losses));
     let mut all = vec![
-        Comparison::new(format!("losses {case}"), losses, want.clone(), 16.0),
-        Comparison::new(format!("d_hidden {case}"), ok(b.read_activations(&d_x)), want_d, 32.0),
+        Comparison::real(format!("losses {case}"), losses, want.clone(), 16.0).plainly(plain_losses.clone()),
+        Comparison::stored(format!("d_hidden {case}"), ok(b.read_activations(&d_x)), want_d, 64.0).plainly(plain_d),
     ];
     let mut losses = poisoned_reals(b, rows);
     ok(b.linear_cross_entropy(&x, &head, &targets, &mut losses, None));
-    all.push(Comparison::new(format!("losses alone {case}"), ok(b.read_reals(&losses)), want, 16.0));
+    all.push(
+        Comparison::real(format!("losses alone {case}"), ok(b.read_reals(&losses)), want, 16.0)
+            .plainly(plain_losses.clone()),
+    );
     let mut log_p = poisoned_reals(b, rows);
     ok(b.log_probabilities(&x, &head, &targets, &mut log_p));
     let want = reference::log_probabilities(&x_stored, &w, vocab, bias, &ids);
-    all.push(Comparison::new(format!("log_probabilities {case}"), ok(b.read_reals(&log_p)), want, 16.0));
+    let plain_log_p = plain_losses.iter().map(|loss| -loss).collect();
+    all.push(
+        Comparison::real(format!("log_probabilities {case}"), ok(b.read_reals(&log_p)), want, 16.0)
+            .plainly(plain_log_p),
+    );
     if vocab <= 1000 {
         let mut logits = poisoned_reals(b, rows * vocab);
         ok(b.logits(&x, &head, &mut logits));
         let want = reference::logits(&x_stored, rows, &w, vocab, bias);
-        all.push(Comparison::new(format!("logits {case}"), ok(b.read_reals(&logits)), want, 16.0));
+        all.push(
+            Comparison::real(format!("logits {case}"), ok(b.read_reals(&logits)), want, 16.0).plainly(plain.logits()),
+        );
     }
     all
 }

@@ -1,7 +1,7 @@
 //! Frozen linear layers: plain, with bias, with a low-rank path, with dropout; all targets.
 
 use super::source::{poisoned, poisoned_reals};
-use super::{Comparison, Source, ok};
+use super::{Comparison, Source, ok, plain};
 use crate::reference::{self, LinearShape, Lora};
 use crate::{Backend, Dropout, LoraPath, PackedLayout, Target};
 
@@ -25,6 +25,9 @@ const CASES: &[Case] = &[
     Case { lengths: &[2], inp: 129, out: 1000, rank: 64, bias: false, dropout: Some(0.9) },
     Case { lengths: &[600, 1, 399], inp: 65, out: 33, rank: 4, bias: false, dropout: Some(0.25) },
     Case { lengths: &[1000], inp: 33, out: 65, rank: 4, bias: true, dropout: None },
+    // Longer on every side than a backend is likely to sum at once.
+    Case { lengths: &[1000, 99], inp: 1030, out: 5, rank: 17, bias: false, dropout: Some(0.1) },
+    Case { lengths: &[3], inp: 40, out: 1100, rank: 200, bias: false, dropout: None },
 ];
 
 pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
@@ -47,7 +50,7 @@ fn layout(case: &Case) -> PackedLayout {
 
 fn plain<B: Backend>(b: &B, source: &mut Source, case: &Case) -> Vec<Comparison> {
     let shape = LinearShape { rows: layout(case).tokens(), inp: case.inp, out: case.out };
-    let values = source.floats(case.out * case.inp, 0.1);
+    let values = source.frozen(b, case.out, case.inp, 0.1);
     let weight = ok(b.pack_linear(&values, case.out, case.inp, None));
     let w = super::widen(&values);
     let (x, x_stored) = source.matrix(b, shape.rows, case.inp, 1.0);
@@ -56,13 +59,13 @@ fn plain<B: Backend>(b: &B, source: &mut Source, case: &Case) -> Vec<Comparison>
     ok(b.linear(&x, &weight, None, &mut y));
     let (want, _) = reference::linear(shape, &x_stored, &w, None, None);
     let mut all =
-        vec![Comparison::new(format!("linear, plain {}", name(case)), ok(b.read_activations(&y)), want, 16.0)];
+        vec![Comparison::stored(format!("linear, plain {}", name(case)), ok(b.read_activations(&y)), want, 16.0)];
 
     let gradient = reference::linear_backward(shape, &d_stored, &x_stored, &w, None).d_x;
     let mut d_x = poisoned(b, shape.rows, case.inp);
     ok(b.linear_backward(&d_y, &x, &weight, None, Some(Target::Overwrite(&mut d_x))));
     let what = format!("linear_backward d_x, plain {}", name(case));
-    all.push(Comparison::new(what, ok(b.read_activations(&d_x)), gradient, 16.0));
+    all.push(Comparison::stored(what, ok(b.read_activations(&d_x)), gradient, 16.0));
     all
 }
 
@@ -71,7 +74,7 @@ fn with_path<B: Backend>(b: &B, source: &mut Source, case: &Case) -> Vec<Compari
     let shape = LinearShape { rows: layout.tokens(), inp: case.inp, out: case.out };
     let Case { inp, out, rank, .. } = *case;
     let packing = ok(b.upload_packing(&layout));
-    let (values, bias) = (source.floats(out * inp, 0.1), source.floats(out, 0.5));
+    let (values, bias) = (source.frozen(b, out, inp, 0.1), source.frozen(b, 1, out, 0.5));
     let weight = ok(b.pack_linear(&values, out, inp, case.bias.then_some(&bias[..])));
     let (w, bias) = (super::widen(&values), super::widen(&bias));
     // The path's parameters lie within a longer vector, B before A.
@@ -87,20 +90,23 @@ fn with_path<B: Backend>(b: &B, source: &mut Source, case: &Case) -> Vec<Compari
         dropout: case.dropout.map(|probability| Dropout { probability, seed, step, module, packing: &packing }),
     };
     let mask = reference::dropout_mask(&layout, inp, case.dropout.unwrap_or(0.0), seed, step, module);
-    let lora = Some(Lora { a: &p[a_range.clone()], b: &p[b_range.clone()], rank, scaling: 1.75, mask: &mask });
+    let lora = Lora { a: &p[a_range.clone()], b: &p[b_range.clone()], rank, scaling: 1.75, mask: &mask };
 
     let (x, x_stored) = source.matrix(b, shape.rows, inp, 1.0);
     let mut y = poisoned(b, shape.rows, out);
     let mut down = poisoned_reals(b, shape.rows * rank);
     ok(b.linear(&x, &weight, Some((&path, &mut down)), &mut y));
-    let (want, want_down) = reference::linear(shape, &x_stored, &w, case.bias.then_some(&bias[..]), lora);
+    let (want, want_down) = reference::linear(shape, &x_stored, &w, case.bias.then_some(&bias[..]), Some(lora));
+    let (plain_y, plain_down) = plain::linear(shape, &x_stored, &w, case.bias.then_some(&bias[..]), lora);
     let mut all = vec![
-        Comparison::new(format!("linear y {}", name(case)), ok(b.read_activations(&y)), want, 16.0),
-        Comparison::new(format!("linear down {}", name(case)), ok(b.read_reals(&down)), want_down, 16.0),
+        Comparison::stored(format!("linear y {}", name(case)), ok(b.read_activations(&y)), want, 16.0).plainly(plain_y),
+        Comparison::real(format!("linear down {}", name(case)), ok(b.read_reals(&down)), want_down, 16.0)
+            .plainly(plain_down),
     ];
 
     let (d_y, d_stored) = source.matrix(b, shape.rows, out, 1.0);
-    let want = reference::linear_backward(shape, &d_stored, &x_stored, &w, lora);
+    let want = reference::linear_backward(shape, &d_stored, &x_stored, &w, Some(lora));
+    let plain = plain::linear_backward(shape, &d_stored, &x_stored, &w, lora);
     for (target, add) in [("overwritten", false), ("added", true), ("unwanted", true)] {
         let mut d_parameters = poisoned_reals(b, p.len());
         let (mut d_x, before) = source.matrix(b, shape.rows, inp, 1.0);
@@ -110,16 +116,25 @@ fn with_path<B: Backend>(b: &B, source: &mut Source, case: &Case) -> Vec<Compari
             (_, false) => Some(Target::Overwrite(&mut d_x)),
         };
         ok(b.linear_backward(&d_y, &x, &weight, Some((&path, &down, &mut d_parameters)), wanted));
-        let expected = match target {
-            "overwritten" => want.d_x.clone(),
-            "added" => want.d_x.iter().zip(&before).map(|(gradient, before)| gradient + before).collect(),
-            _ => before,
+        let on_top = |gradient: &[f64]| -> Vec<f64> {
+            gradient.iter().zip(&before).map(|(gradient, before)| gradient + before).collect()
+        };
+        let (expected, plain_d_x) = match target {
+            "overwritten" => (want.d_x.clone(), plain.d_x.clone()),
+            "added" => (on_top(&want.d_x), plain::rounded(&on_top(&plain.d_x))),
+            _ => (before.clone(), before),
         };
         let what = |output| format!("linear_backward {output}, d_x {target} {}", name(case));
         let gradients = ok(b.read_reals(&d_parameters));
-        all.push(Comparison::new(what("d_x"), ok(b.read_activations(&d_x)), expected, 16.0));
-        all.push(Comparison::new(what("d_a"), gradients[a_range.clone()].to_vec(), want.d_a.clone(), 24.0));
-        all.push(Comparison::new(what("d_b"), gradients[b_range.clone()].to_vec(), want.d_b.clone(), 24.0));
+        all.push(Comparison::stored(what("d_x"), ok(b.read_activations(&d_x)), expected, 16.0).plainly(plain_d_x));
+        all.push(
+            Comparison::real(what("d_a"), gradients[a_range.clone()].to_vec(), want.d_a.clone(), 24.0)
+                .plainly(plain.d_a.clone()),
+        );
+        all.push(
+            Comparison::real(what("d_b"), gradients[b_range.clone()].to_vec(), want.d_b.clone(), 24.0)
+                .plainly(plain.d_b.clone()),
+        );
         let outside = gradients.iter().enumerate().filter(|(i, _)| !a_range.contains(i) && !b_range.contains(i));
         assert!(outside.into_iter().all(|(_, value)| value.is_nan()), "gradients outside the path were written");
     }

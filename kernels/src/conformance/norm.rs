@@ -42,14 +42,14 @@ fn one<B: Backend>(
         false => x_stored,
     };
     let after = ok(b.read_activations(&x));
-    let sum = Comparison::new(format!("add_rms_norm x {case}"), after.clone(), added, 2.0);
+    let sum = Comparison::stored(format!("add_rms_norm x {case}"), after.clone(), added, 2.0);
     // From here on the reference takes the sum as the device stored it.
     let added = super::widen(&after);
     let (want, want_inv) = reference::rms_norm(&added, &w, f64::from(EPS), kind);
     let mut all = vec![
         sum,
-        Comparison::new(format!("add_rms_norm out {case}"), ok(b.read_activations(&out)), want, 8.0),
-        Comparison::new(format!("add_rms_norm inv_rms {case}"), ok(b.read_reals(&inv_rms)), want_inv, 8.0),
+        Comparison::stored(format!("add_rms_norm out {case}"), ok(b.read_activations(&out)), want, 8.0),
+        Comparison::real(format!("add_rms_norm inv_rms {case}"), ok(b.read_reals(&inv_rms)), want_inv, 8.0),
     ];
 
     let (d_out, d_stored) = source.matrix(b, rows, cols, 1.0);
@@ -58,7 +58,7 @@ fn one<B: Backend>(
     ok(b.rms_norm_backward(&d_out, &x, &weight, kind, &inv_rms, Target::Overwrite(&mut d_x)));
     // A group of one has a gradient of nearly zero: the difference of nearly equal terms.
     let units = if group == 1 { 1e6 } else { 16.0 };
-    all.push(Comparison::new(
+    all.push(Comparison::stored(
         format!("rms_norm_backward {case}"),
         ok(b.read_activations(&d_x)),
         gradient.clone(),
@@ -68,6 +68,6 @@ fn one<B: Backend>(
     let (mut d_x, before) = source.matrix(b, rows, cols, 1.0);
     ok(b.rms_norm_backward(&d_out, &x, &weight, kind, &inv_rms, Target::Add(&mut d_x)));
     let want = before.iter().zip(&gradient).map(|(before, gradient)| before + gradient).collect();
-    all.push(Comparison::new(format!("rms_norm_backward, added {case}"), ok(b.read_activations(&d_x)), want, 16.0));
+    all.push(Comparison::stored(format!("rms_norm_backward, added {case}"), ok(b.read_activations(&d_x)), want, 16.0));
     all
 }

@@ -29,14 +29,14 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
             }
         }
         for (name, got, want) in [("parameters", &p, p_want), ("first", &m, m_want), ("second", &v, v_want)] {
-            all.push(Comparison::new(format!("adamw {name}, {len}"), ok(b.read_reals(got)), want, 8.0));
+            all.push(Comparison::real(format!("adamw {name}, {len}"), ok(b.read_reals(got)), want, 8.0));
         }
         let (x, values) = source.vector(b, len, 3.0);
         let norm = ok(b.squared_norm(&x));
         let want: f64 = values.iter().map(|x| x * x).sum();
         assert!((norm - want).abs() <= 1e-12 * want, "squared_norm of {len}: {norm} {want}");
         // Compared as f32 with the others; the f64 check is above.
-        all.push(Comparison::new(format!("squared_norm {len}"), vec![norm as f32], vec![want], 1.0));
+        all.push(Comparison::real(format!("squared_norm {len}"), vec![norm as f32], vec![want], 1.0));
     }
     all
 }

@@ -31,7 +31,7 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
             ok(b.rotary(&mut x, heads, &tables, &packing, direction));
             let want = reference::rotary(&stored, heads, &cos, &sin, half, &positions, direction);
             let what = format!("rotary {direction:?}, {heads} heads, half {half}, {} rows", positions.len());
-            all.push(Comparison::new(what, ok(b.read_activations(&x)), want, 4.0));
+            all.push(Comparison::stored(what, ok(b.read_activations(&x)), want, 4.0));
         }
     }
     all

@@ -55,6 +55,12 @@ impl Source {
         (matrix, stored)
     }
 
+    /// `[rows, cols]` values that the device can store without rounding, for a frozen weight.
+    pub(crate) fn frozen<B: Backend>(&mut self, backend: &B, rows: usize, cols: usize, scale: f64) -> Vec<f32> {
+        let matrix = super::ok(backend.upload_activations(&self.floats(rows * cols, scale), rows, cols));
+        super::ok(backend.read_activations(&matrix))
+    }
+
     /// A vector on the device, and its values.
     pub(crate) fn vector<B: Backend>(&mut self, backend: &B, len: usize, scale: f64) -> (B::Reals, Vec<f64>) {
         let values = self.floats(len, scale);

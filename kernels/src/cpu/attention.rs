@@ -7,7 +7,7 @@
 
 use super::CpuBackend;
 use super::buffers::{FreeLists, Matrix, PackingTable, Vector};
-use super::check::{ensure, length, shape};
+use super::check;
 use super::exp::{exp, ln};
 use super::gemm::{MatMut, MatRef, Store, product};
 use super::simd::{LANES, add_lanes, vectorized};
@@ -178,36 +178,6 @@ fn soften(scores: &mut [f32], start: usize, seen: &Range<usize>, max: &mut f32, 
     rescale
 }
 
-/// The shapes of an attention call fit together.
-pub(crate) fn check(
-    operation: &'static str,
-    shape_: &AttentionShape,
-    packing: &PackingTable,
-    queries: &[(&str, &Matrix)],
-    keys: &[(&str, &Matrix)],
-    log_sum_exp: &Vector,
-) -> Result<()> {
-    check_shape(operation, shape_)?;
-    let rows = packing.tokens();
-    for (name, matrix) in queries {
-        shape(operation, name, matrix, rows, shape_.heads * shape_.head_dim)?;
-    }
-    for (name, matrix) in keys {
-        shape(operation, name, matrix, rows, shape_.kv_heads * shape_.head_dim)?;
-    }
-    length(operation, "log_sum_exp", log_sum_exp.len(), rows * shape_.heads)
-}
-
-/// The attention shape makes sense in itself.
-pub(crate) fn check_shape(operation: &'static str, shape: &AttentionShape) -> Result<()> {
-    let sound = shape.kv_heads > 0
-        && shape.heads > 0
-        && shape.heads.is_multiple_of(shape.kv_heads)
-        && shape.head_dim > 0
-        && shape.window != Some(0);
-    ensure(sound, operation, || format!("impossible attention shape {shape:?}"))
-}
-
 /// A block of queries with its part of the outputs.
 struct Item<'a> {
     sequence: Range<usize>,
@@ -228,7 +198,8 @@ pub(crate) fn forward(
     out: &mut Matrix,
     log_sum_exp: &mut Vector,
 ) -> Result<()> {
-    check("attention", shape, packing, &[("q", q), ("out", out)], &[("k", k), ("v", v)], log_sum_exp)?;
+    let (queries, keys) = ([("q", q), ("out", &*out)], [("k", k), ("v", v)]);
+    check::attention("attention", shape, packing.tokens(), &queries, &keys, log_sum_exp.len())?;
     let (q_cols, kv_cols) = (q.cols, k.cols);
     let mut items = Vec::new();
     let (mut out, mut log_sum_exp) = (out.data_mut(), log_sum_exp.data_mut());

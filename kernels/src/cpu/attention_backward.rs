@@ -5,8 +5,9 @@
 //! sums have one order whatever the number of threads.
 
 use super::CpuBackend;
-use super::attention::{KEY_BLOCK, check, query_block, stack_queries, visible};
+use super::attention::{KEY_BLOCK, query_block, stack_queries, visible};
 use super::buffers::{Matrix, PackingTable, Vector};
+use super::check;
 use super::exp::exp;
 use super::gemm::{MatMut, MatRef, Store, product};
 use super::simd::{dot, vectorized};
@@ -81,7 +82,7 @@ pub(crate) fn backward(
 ) -> Result<()> {
     let queries = [("d_out", d_out), ("q", q), ("out", out), ("d_q", &*d_q)];
     let keys = [("k", k), ("v", v), ("d_k", &*d_k), ("d_v", &*d_v)];
-    check("attention_backward", shape, packing, &queries, &keys, log_sum_exp)?;
+    check::attention("attention_backward", shape, packing.tokens(), &queries, &keys, log_sum_exp.len())?;
     let inputs = Inputs {
         shape,
         d_out: d_out.data(),

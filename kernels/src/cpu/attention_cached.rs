@@ -1,9 +1,9 @@
 //! Attention of new tokens to all before them, for decoding.
 
 use super::CpuBackend;
-use super::attention::{Tile, attend, check_shape, query_block};
+use super::attention::{Tile, attend, query_block};
 use super::buffers::{Block, Matrix};
-use super::check::{ensure, shape as check_matrix};
+use super::check::{attention_shape, ensure, shape as check_matrix};
 use crate::contract::{AttentionShape, Result};
 use gemm::Parallelism;
 
@@ -19,7 +19,7 @@ pub struct Cache {
 
 impl Cache {
     pub(crate) fn new(b: &CpuBackend, capacity: usize, shape: &AttentionShape) -> Result<Self> {
-        check_shape("kv_cache", shape)?;
+        attention_shape("kv_cache", shape)?;
         let cols = shape.kv_heads * shape.head_dim;
         let keys = b.memory.take(capacity * cols, "a key cache")?;
         let values = b.memory.take(capacity * cols, "a value cache")?;
@@ -43,7 +43,7 @@ pub(crate) fn forward(
     shape: &AttentionShape,
     out: &mut Matrix,
 ) -> Result<()> {
-    check_shape("attention_cached", shape)?;
+    attention_shape("attention_cached", shape)?;
     let (rows, q_cols, kv_cols) = (q.rows, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     for (name, matrix, cols) in [("q", q, q_cols), ("k", k, kv_cols), ("v", v, kv_cols), ("out", &*out, q_cols)] {
         check_matrix("attention_cached", name, matrix, rows, cols)?;

@@ -141,6 +141,16 @@ impl Matrix {
     }
 }
 
+impl super::check::Shaped for Matrix {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
 /// A vector of f32.
 #[derive(Debug)]
 pub struct Vector {
@@ -186,13 +196,12 @@ pub struct PackingTable {
 
 impl PackingTable {
     pub(crate) fn new(layout: &PackedLayout) -> Result<Self> {
+        super::check::packing(layout)?;
         let bounds: Vec<usize> = layout.bounds().iter().map(|&bound| bound as usize).collect();
         let sequences = bounds.len() - 1;
-        super::check::length("upload_packing", "samples", layout.samples().len(), sequences)?;
         let mut table = Self { bounds, positions: Vec::new(), samples: Vec::new() };
         for sequence in 0..sequences {
             let (start, end) = (table.bounds[sequence], table.bounds[sequence + 1]);
-            super::check::ensure(start < end, "upload_packing", || format!("sequence {sequence} is empty"))?;
             let first = layout.first_positions()[sequence];
             table.positions.extend((first..).take(end - start));
             table.samples.extend(std::iter::repeat_n(layout.samples()[sequence], end - start));

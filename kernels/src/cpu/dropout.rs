@@ -20,11 +20,10 @@ pub(crate) struct Mask<'a> {
 
 impl<'a> Mask<'a> {
     pub(crate) fn new(dropout: &Dropout<'a, CpuBackend>) -> Self {
-        let probability = f64::from(dropout.probability);
         Self {
             philox: Philox::dropout(dropout.seed, dropout.step),
-            threshold: (probability * 4_294_967_296.0).ceil() as u64,
-            scale: (1.0 / (1.0 - probability)) as f32,
+            threshold: dropout.threshold(),
+            scale: dropout.keep_scale(),
             module: dropout.module,
             positions: &dropout.packing.positions,
             samples: &dropout.packing.samples,

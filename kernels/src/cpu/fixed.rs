@@ -2,16 +2,12 @@
 
 use super::CpuBackend;
 use super::buffers::{IntegerVector, Vector};
-use super::check::{ensure, length};
+use super::check::{self, length};
 use super::simd::{LANES, vectorized};
 use crate::contract::{FLAG_NOT_FINITE, Result, Segment};
 
 /// Elements of a piece of work.
 const PIECE: usize = 1 << 14;
-/// Largest meaningful limit: sums are i64.
-const MOST_LIMIT_BITS: u32 = 62;
-/// Exponents for which `2^exponent` times any f32 is a normal f64 or zero.
-const EXPONENTS: std::ops::RangeInclusive<i32> = -800..=800;
 
 vectorized! {
     /// Adds `round(g * scale)` to the sums; returns the largest magnitude before rounding, or infinity for a NaN.
@@ -85,22 +81,6 @@ fn flag(largest: f64, limit_bits: u32) -> i64 {
     ceil - i64::from(limit_bits)
 }
 
-/// Segments ascend, do not overlap, lie within `len`, and their exponents are usable.
-fn check_segments(operation: &'static str, segments: &[Segment], len: usize) -> Result<()> {
-    let mut end = 0;
-    for segment in segments {
-        let range = &segment.range;
-        ensure(range.start >= end && range.start <= range.end && range.end <= len, operation, || {
-            format!("segment {range:?} overlaps the one before it (up to {end}) or leaves the {len} elements")
-        })?;
-        ensure(EXPONENTS.contains(&segment.exponent), operation, || {
-            format!("exponent {} is outside {EXPONENTS:?}", segment.exponent)
-        })?;
-        end = range.end;
-    }
-    Ok(())
-}
-
 /// Cuts `data` into the pieces of its segments, each with its segment's number and offset in `data`.
 fn pieces<'a, T>(mut data: &'a mut [T], segments: &[Segment]) -> Vec<(usize, usize, &'a mut [T])> {
     let (mut pieces, mut position) = (Vec::new(), 0);
@@ -139,10 +119,8 @@ pub(crate) fn accumulate(
     let operation = "accumulate_fixed";
     length(operation, "sums", sums.values.len(), gradient.len())?;
     length(operation, "flags", flags.values.len(), segments.len())?;
-    check_segments(operation, segments, gradient.len())?;
-    ensure(limit_bits <= MOST_LIMIT_BITS, operation, || {
-        format!("limit_bits is {limit_bits}, at most {MOST_LIMIT_BITS}")
-    })?;
+    check::segments(operation, segments, gradient.len())?;
+    check::limit_bits(operation, limit_bits)?;
     let pieces = pieces(&mut sums.values, segments);
     let mut met: Vec<(usize, f64)> = pieces.iter().map(|(number, _, _)| (*number, 0.0)).collect();
     let work = batches(pieces.into_iter().zip(&mut met).collect(), b.threads.count());
@@ -167,7 +145,7 @@ pub(crate) fn to_gradient(
     gradient: &mut Vector,
 ) -> Result<()> {
     length("fixed_to_gradient", "sums", sums.values.len(), gradient.len())?;
-    check_segments("fixed_to_gradient", segments, gradient.len())?;
+    check::segments("fixed_to_gradient", segments, gradient.len())?;
     let work = batches(pieces(gradient.data_mut(), segments), b.threads.count());
     b.threads.for_each(work, |batch: Vec<(usize, usize, &mut [f32])>| {
         for (number, start, out) in batch {
@@ -179,7 +157,7 @@ pub(crate) fn to_gradient(
 
 /// Infinity where a segment holds a NaN.
 pub(crate) fn max_abs(vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {
-    check_segments("max_abs", segments, vector.len())?;
+    check::segments("max_abs", segments, vector.len())?;
     Ok(segments.iter().map(|segment| largest(&vector.data()[segment.range.clone()])).collect())
 }
 

@@ -4,8 +4,8 @@
 //! rows at a time.
 
 use super::CpuBackend;
-use super::buffers::{Matrix, Vector};
-use super::check::{ensure, length, shape};
+use super::buffers::{Matrix, PackingTable, Vector};
+use super::check::{self, length, shape};
 use super::dropout::Mask;
 use super::gemm::{MatMut, MatRef, Store, product};
 use super::simd::dot;
@@ -33,23 +33,14 @@ impl<'a> Adapter<'a> {
         rows: usize,
     ) -> Result<Self> {
         let all = path.parameters.data();
-        ensure(path.rank > 0, operation, || "rank is 0".into())?;
-        length(operation, "A", path.a.len(), path.rank * weight.inp())?;
-        length(operation, "B", path.b.len(), path.rank * weight.out())?;
-        ensure(path.a.end <= all.len() && path.b.end <= all.len(), operation, || {
-            format!("A {:?} or B {:?} is outside {} parameters", path.a, path.b, all.len())
-        })?;
-        let mask = path.dropout.as_ref().filter(|dropout| dropout.probability > 0.0);
-        if let Some(dropout) = mask {
-            ensure(dropout.probability < 1.0, operation, || format!("dropout probability {}", dropout.probability))?;
-            length(operation, "the packing of the dropout mask", dropout.packing.tokens(), rows)?;
-        }
+        let (shape, tokens) = ((weight.out(), weight.inp()), PackingTable::tokens);
+        check::lora_path(operation, path, all.len(), shape, rows, tokens)?;
         Ok(Self {
             a: &all[path.a.clone()],
             b: &all[path.b.clone()],
             rank: path.rank,
             scaling: path.scaling,
-            mask: mask.map(Mask::new),
+            mask: path.dropout.as_ref().filter(|dropout| dropout.drops()).map(Mask::new),
         })
     }
 

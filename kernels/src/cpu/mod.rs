@@ -10,7 +10,6 @@ mod attention_backward;
 mod attention_cached;
 mod backend;
 mod buffers;
-mod check;
 mod dropout;
 mod exp;
 mod fixed;
@@ -31,6 +30,7 @@ pub use attention_cached::Cache;
 pub use buffers::{IndexVector, IntegerVector, Matrix, MemoryUse, PackingTable, Vector};
 pub use weights::{FrozenLinear, RotaryTable, Table};
 
+use crate::check;
 use crate::contract::Result;
 use std::sync::Arc;
 

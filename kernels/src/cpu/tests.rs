@@ -1,14 +1,11 @@
 //! What the CPU backend promises beyond the contract: bits that depend on nothing, and bounded memory.
 
 use super::CpuBackend;
-use crate::conformance::{Source, families};
+use crate::conformance::{Precision, Source, families};
 use crate::{AttentionShape, Backend, PackedLayout};
 
-/// Unit roundoff of f32.
-const ROUNDING: f64 = 6e-8;
-
-crate::conformance_suite!(one_thread, CpuBackend::new(1).unwrap(), ROUNDING);
-crate::conformance_suite!(two_threads, CpuBackend::new(2).unwrap(), ROUNDING);
+crate::conformance_suite!(one_thread, CpuBackend::new(1).unwrap(), Precision::F32);
+crate::conformance_suite!(two_threads, CpuBackend::new(2).unwrap(), Precision::F32);
 
 /// Every operation, every case, the same bits with one, two and three threads, and again on used buffers.
 #[test]

@@ -1,0 +1,312 @@
+//! The contract, spelled out for CUDA: each operation lives in its family's module.
+
+use super::buffers::{Cache, IndexVector, IntegerVector, Matrix, Packing, Vector};
+use super::check::{ensure, length};
+use super::weights::{FrozenLinear, RotaryTable, Table};
+use super::{CudaBackend, attention, fixed, gated, head, linear, norm, optimizer, rotary, rows};
+use crate::PackedLayout;
+use crate::contract::{
+    AdamW, AttentionShape, Backend, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
+};
+
+impl Backend for CudaBackend {
+    type Activations = Matrix;
+    type Reals = Vector;
+    type Integers = IntegerVector;
+    type Indices = IndexVector;
+    type Linear = FrozenLinear;
+    type Embedding = Table;
+    type Rotary = RotaryTable;
+    type Packing = Packing;
+    type KvCache = Cache;
+
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn arithmetic(&self) -> String {
+        self.description()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.device().synchronize()
+    }
+
+    fn activations(&self, rows: usize, cols: usize) -> Result<Matrix> {
+        ensure(rows > 0 && cols > 0, "activations", || format!("a matrix of [{rows}, {cols}]"))?;
+        Ok(Matrix { rows, cols, buffer: self.scratch(rows * cols * self.storage().bytes(), "activations")? })
+    }
+
+    fn upload_activations(&self, values: &[f32], rows: usize, cols: usize) -> Result<Matrix> {
+        length("upload_activations", "values", values.len(), rows * cols)?;
+        ensure(rows > 0 && cols > 0, "upload_activations", || format!("a matrix of [{rows}, {cols}]"))?;
+        Ok(Matrix { rows, cols, buffer: self.upload_stored(values, self.storage(), "activations")? })
+    }
+
+    fn read_activations(&self, matrix: &Matrix) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; matrix.rows * matrix.cols];
+        self.download_stored(&matrix.buffer, &mut values)?;
+        Ok(values)
+    }
+
+    fn reals(&self, len: usize) -> Result<Vector> {
+        Ok(Vector { len, buffer: self.zeros(len * size_of::<f32>(), "a vector")? })
+    }
+
+    fn upload_reals(&self, values: &[f32]) -> Result<Vector> {
+        Ok(Vector { len: values.len(), buffer: self.upload(values, "a vector")? })
+    }
+
+    fn write_reals(&self, vector: &mut Vector, values: &[f32]) -> Result<()> {
+        length("write_reals", "values", values.len(), vector.len)?;
+        self.overwrite(&vector.buffer, values)
+    }
+
+    fn read_reals(&self, vector: &Vector) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; vector.len];
+        self.download(&vector.buffer, &mut values)?;
+        Ok(values)
+    }
+
+    fn integers(&self, len: usize) -> Result<IntegerVector> {
+        Ok(IntegerVector { len, buffer: self.zeros(len * size_of::<i64>(), "integers")? })
+    }
+
+    fn clear_integers(&self, vector: &mut IntegerVector) -> Result<()> {
+        self.device().zero(vector.buffer.ptr(), vector.buffer.bytes())
+    }
+
+    fn write_integers(&self, vector: &mut IntegerVector, values: &[i64]) -> Result<()> {
+        length("write_integers", "values", values.len(), vector.len)?;
+        self.overwrite(&vector.buffer, values)
+    }
+
+    fn read_integers(&self, vector: &IntegerVector, values: &mut [i64]) -> Result<()> {
+        length("read_integers", "values", values.len(), vector.len)?;
+        self.download(&vector.buffer, values)
+    }
+
+    fn upload_indices(&self, values: &[u32]) -> Result<IndexVector> {
+        IndexVector::new(self, values)
+    }
+
+    fn upload_packing(&self, layout: &PackedLayout) -> Result<Packing> {
+        Packing::new(self, layout)
+    }
+
+    fn pack_linear(&self, weight: &[f32], out: usize, inp: usize, bias: Option<&[f32]>) -> Result<FrozenLinear> {
+        FrozenLinear::new(self, weight, out, inp, bias)
+    }
+
+    fn pack_embedding(&self, table: &[f32], vocab: usize, hidden: usize) -> Result<Table> {
+        Table::new(self, "pack_embedding", table, vocab, hidden)
+    }
+
+    fn tied_head(&self, table: &Table) -> Result<FrozenLinear> {
+        Ok(FrozenLinear { weight: table.clone(), bias: None })
+    }
+
+    fn upload_rotary(&self, cos: &[f32], sin: &[f32], half: usize) -> Result<RotaryTable> {
+        RotaryTable::new(self, cos, sin, half)
+    }
+
+    fn embedding(&self, table: &Table, ids: &IndexVector, scale: f32, out: &mut Matrix) -> Result<()> {
+        rows::embedding(self, table, ids, scale, out)
+    }
+
+    fn add_rms_norm(
+        &self,
+        x: &mut Matrix,
+        delta: Option<&Matrix>,
+        weight: &Vector,
+        eps: f32,
+        kind: NormKind,
+        out: &mut Matrix,
+        inv_rms: &mut Vector,
+    ) -> Result<()> {
+        norm::forward(self, x, delta, weight, eps, kind, out, inv_rms)
+    }
+
+    fn rms_norm_backward(
+        &self,
+        d_out: &Matrix,
+        x: &Matrix,
+        weight: &Vector,
+        kind: NormKind,
+        inv_rms: &Vector,
+        d_x: Target<'_, Matrix>,
+    ) -> Result<()> {
+        norm::backward(self, d_out, x, weight, kind, inv_rms, d_x)
+    }
+
+    fn linear(
+        &self,
+        x: &Matrix,
+        weight: &FrozenLinear,
+        lora: Option<(&LoraPath<'_, Self>, &mut Vector)>,
+        y: &mut Matrix,
+    ) -> Result<()> {
+        linear::forward(self, x, weight, lora, y)
+    }
+
+    fn linear_backward(
+        &self,
+        d_y: &Matrix,
+        x: &Matrix,
+        weight: &FrozenLinear,
+        lora: Option<(&LoraPath<'_, Self>, &Vector, &mut Vector)>,
+        d_x: Option<Target<'_, Matrix>>,
+    ) -> Result<()> {
+        linear::backward(self, d_y, x, weight, lora, d_x)
+    }
+
+    fn rotary(
+        &self,
+        x: &mut Matrix,
+        heads: usize,
+        tables: &RotaryTable,
+        packing: &Packing,
+        direction: Direction,
+    ) -> Result<()> {
+        rotary::rotary(self, x, heads, tables, packing, direction)
+    }
+
+    fn attention(
+        &self,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        packing: &Packing,
+        shape: &AttentionShape,
+        out: &mut Matrix,
+        log_sum_exp: &mut Vector,
+    ) -> Result<()> {
+        attention::forward(self, q, k, v, packing, shape, out, log_sum_exp)
+    }
+
+    fn attention_backward(
+        &self,
+        d_out: &Matrix,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        out: &Matrix,
+        log_sum_exp: &Vector,
+        packing: &Packing,
+        shape: &AttentionShape,
+        d_q: &mut Matrix,
+        d_k: &mut Matrix,
+        d_v: &mut Matrix,
+    ) -> Result<()> {
+        attention::backward(self, d_out, q, k, v, out, log_sum_exp, packing, shape, d_q, d_k, d_v)
+    }
+
+    fn gated(&self, gate: &Matrix, up: &Matrix, activation: GatedActivation, out: &mut Matrix) -> Result<()> {
+        gated::forward(self, gate, up, activation, out)
+    }
+
+    fn gated_backward(
+        &self,
+        d_out: &Matrix,
+        gate: &Matrix,
+        up: &Matrix,
+        activation: GatedActivation,
+        d_gate: &mut Matrix,
+        d_up: &mut Matrix,
+    ) -> Result<()> {
+        gated::backward(self, d_out, gate, up, activation, d_gate, d_up)
+    }
+
+    fn add(&self, x: &mut Matrix, y: &Matrix) -> Result<()> {
+        rows::add(self, x, y)
+    }
+
+    fn gather_rows(&self, x: &Matrix, rows: &IndexVector, out: &mut Matrix) -> Result<()> {
+        rows::gather(self, x, rows, out)
+    }
+
+    fn scatter_rows(&self, d_out: &Matrix, rows: &IndexVector, d_x: &mut Matrix) -> Result<()> {
+        rows::scatter(self, d_out, rows, d_x)
+    }
+
+    fn linear_cross_entropy(
+        &self,
+        hidden: &Matrix,
+        head: &FrozenLinear,
+        targets: &IndexVector,
+        losses: &mut Vector,
+        d_hidden: Option<&mut Matrix>,
+    ) -> Result<()> {
+        head::cross_entropy(self, hidden, head, targets, losses, d_hidden)
+    }
+
+    fn log_probabilities(
+        &self,
+        hidden: &Matrix,
+        head: &FrozenLinear,
+        targets: &IndexVector,
+        out: &mut Vector,
+    ) -> Result<()> {
+        head::log_probabilities(self, hidden, head, targets, out)
+    }
+
+    fn logits(&self, hidden: &Matrix, head: &FrozenLinear, out: &mut Vector) -> Result<()> {
+        head::logits(self, hidden, head, out)
+    }
+
+    fn kv_cache(&self, capacity: usize, shape: &AttentionShape) -> Result<Cache> {
+        Cache::new(self, capacity, shape)
+    }
+
+    fn attention_cached(
+        &self,
+        q: &Matrix,
+        k: &Matrix,
+        v: &Matrix,
+        cache: &mut Cache,
+        shape: &AttentionShape,
+        out: &mut Matrix,
+    ) -> Result<()> {
+        attention::cached(self, q, k, v, cache, shape, out)
+    }
+
+    fn accumulate_fixed(
+        &self,
+        gradient: &Vector,
+        segments: &[Segment],
+        limit_bits: u32,
+        sums: &mut IntegerVector,
+        flags: &mut IntegerVector,
+    ) -> Result<()> {
+        fixed::accumulate(self, gradient, segments, limit_bits, sums, flags)
+    }
+
+    fn fixed_to_gradient(
+        &self,
+        sums: &IntegerVector,
+        segments: &[Segment],
+        divisor: f64,
+        gradient: &mut Vector,
+    ) -> Result<()> {
+        fixed::to_gradient(self, sums, segments, divisor, gradient)
+    }
+
+    fn max_abs(&self, vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {
+        fixed::max_abs(self, vector, segments)
+    }
+
+    fn squared_norm(&self, vector: &Vector) -> Result<f64> {
+        fixed::squared_norm(self, vector)
+    }
+
+    fn adamw(
+        &self,
+        parameters: &mut Vector,
+        gradient: &Vector,
+        first_moment: &mut Vector,
+        second_moment: &mut Vector,
+        settings: &AdamW,
+    ) -> Result<()> {
+        optimizer::adamw(self, parameters, gradient, first_moment, second_moment, settings)
+    }
+}

@@ -1,0 +1,153 @@
+//! Output head: cross-entropy, log-probabilities and logits.
+//!
+//! Logits exist for a chunk of rows at a time: a product by cuBLASLt in f32, one kernel that makes losses and the
+//! gradient of the logits, and a product back. With f32 storage that gradient takes the place of the logits.
+
+use super::blas::{Terms, View, Weight};
+use super::buffers::{IndexVector, Matrix, Vector};
+use super::check::{length, shape};
+use super::weights::FrozenLinear;
+use super::{Arg, CudaBackend, Grid, Storage};
+use crate::contract::Result;
+
+/// Threads of a block of cross_entropy.cu.
+const THREADS: u32 = 1024;
+/// Most bytes of logits and their gradient at a time (but never less than one row).
+const SCRATCH_BYTES: usize = 64 << 20;
+
+/// Words of a stretch of the product back.
+const STRETCH: usize = 4096;
+
+/// Rows of a chunk: a function of the vocabulary and the storage type alone.
+fn chunk_rows(vocab: usize, storage: Storage) -> usize {
+    let gradient = match storage {
+        Storage::F32 => 0,
+        Storage::Bf16 => storage.bytes(),
+    };
+    let rows = (SCRATCH_BYTES / (vocab * (size_of::<f32>() + gradient))).max(1);
+    if rows > 8 { rows / 8 * 8 } else { rows }
+}
+
+/// Rows `first..first + count` of a matrix.
+fn rows(b: &CudaBackend, matrix: &Matrix, first: usize, count: usize) -> View {
+    let bytes = first * matrix.cols * b.storage().bytes();
+    View { ptr: matrix.buffer.ptr() + bytes as u64, rows: count, ..matrix.view(b) }
+}
+
+/// `logits = hidden Wᵀ + bias`, in f32.
+fn product_with_head(b: &CudaBackend, hidden: &View, head: &FrozenLinear, logits: &View) -> Result<()> {
+    let terms = Terms { add: false, bias: head.bias_for(Storage::F32) };
+    b.product(hidden, Weight::Transposed, &head.weight.view(b), terms, logits)
+}
+
+/// `d_hidden = d_logits W`. Stored as f32, in stretches of the vocabulary that are added in order: the error of one
+/// long sum would grow beyond f32's. Stored as bf16 it is far below the output's rounding, which happens once.
+fn product_back(b: &CudaBackend, d_logits: &View, head: &FrozenLinear, d_hidden: &View) -> Result<()> {
+    let (weight, vocab) = (head.weight.view(b), d_logits.cols);
+    let stretch = match b.storage() {
+        Storage::F32 => STRETCH,
+        Storage::Bf16 => vocab,
+    };
+    let after = |ptr: u64, elements: usize| ptr + (elements * b.storage().bytes()) as u64;
+    for first in (0..vocab).step_by(stretch) {
+        let count = stretch.min(vocab - first);
+        let x = View { ptr: after(d_logits.ptr, first), cols: count, ..*d_logits };
+        let w = View { ptr: after(weight.ptr, first * weight.cols), rows: count, ..weight };
+        b.product(&x, Weight::Plain, &w, Terms { add: first > 0, bias: None }, d_hidden)?;
+    }
+    Ok(())
+}
+
+pub(super) fn cross_entropy(
+    b: &CudaBackend,
+    hidden: &Matrix,
+    head: &FrozenLinear,
+    targets: &IndexVector,
+    losses: &mut Vector,
+    d_hidden: Option<&mut Matrix>,
+) -> Result<()> {
+    if let Some(d_hidden) = &d_hidden {
+        shape("linear_cross_entropy", "d_hidden", d_hidden, hidden.rows, hidden.cols)?;
+    }
+    by_chunks("linear_cross_entropy", b, hidden, head, targets, losses, 1.0, d_hidden)
+}
+
+pub(super) fn log_probabilities(
+    b: &CudaBackend,
+    hidden: &Matrix,
+    head: &FrozenLinear,
+    targets: &IndexVector,
+    out: &mut Vector,
+) -> Result<()> {
+    by_chunks("log_probabilities", b, hidden, head, targets, out, -1.0, None)
+}
+
+/// `out` receives `sign` times the losses.
+#[allow(clippy::too_many_arguments)]
+fn by_chunks(
+    operation: &'static str,
+    b: &CudaBackend,
+    hidden: &Matrix,
+    head: &FrozenLinear,
+    targets: &IndexVector,
+    out: &mut Vector,
+    sign: f32,
+    d_hidden: Option<&mut Matrix>,
+) -> Result<()> {
+    let vocab = head.out();
+    shape(operation, "hidden", hidden, hidden.rows, head.inp())?;
+    length(operation, "targets", targets.len, hidden.rows)?;
+    length(operation, "the result", out.len(), hidden.rows)?;
+    targets.below(operation, "targets", vocab)?;
+    let chunk = chunk_rows(vocab, b.storage()).min(hidden.rows);
+    let logits = b.scratch(chunk * vocab * size_of::<f32>(), "logits")?;
+    let narrow = match (&d_hidden, b.storage()) {
+        (Some(_), Storage::Bf16) => Some(b.scratch(chunk * vocab * b.storage().bytes(), "gradients of logits")?),
+        _ => None,
+    };
+    let d_logits = narrow.as_ref().map_or(logits.ptr(), |narrow| narrow.ptr());
+    for first in (0..hidden.rows).step_by(chunk) {
+        let count = chunk.min(hidden.rows - first);
+        product_with_head(
+            b,
+            &rows(b, hidden, first, count),
+            head,
+            &View::new(logits.ptr(), count, vocab, Storage::F32),
+        )?;
+        let args = [
+            Arg::from(&logits),
+            Arg::Ptr(targets.buffer.ptr() + (first * size_of::<u32>()) as u64),
+            Arg::Ptr(out.at(first)),
+            if d_hidden.is_some() { Arg::Ptr(d_logits) } else { Arg::NULL },
+            (vocab as u32).into(),
+            sign.into(),
+        ];
+        b.launch("cross_entropy", "cross_entropy", true, Grid::rows(count, THREADS), &args)?;
+        if let Some(d_hidden) = &d_hidden {
+            let d_logits = View::new(d_logits, count, vocab, b.storage());
+            let d_rows = rows(b, d_hidden, first, count);
+            product_back(b, &d_logits, head, &d_rows)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn logits(b: &CudaBackend, hidden: &Matrix, head: &FrozenLinear, out: &mut Vector) -> Result<()> {
+    shape("logits", "hidden", hidden, hidden.rows, head.inp())?;
+    length("logits", "out", out.len(), hidden.rows * head.out())?;
+    product_with_head(b, &hidden.view(b), head, &View::new(out.at(0), hidden.rows, head.out(), Storage::F32))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_bounded() {
+        for vocab in [1, 2, 1000, 49_152, 151_936, 262_144] {
+            assert!((1..=SCRATCH_BYTES / vocab / 4).contains(&chunk_rows(vocab, Storage::F32)));
+            assert!((1..=SCRATCH_BYTES / vocab / 6).contains(&chunk_rows(vocab, Storage::Bf16)));
+        }
+        assert_eq!(chunk_rows(100_000_000, Storage::F32), 1);
+    }
+}

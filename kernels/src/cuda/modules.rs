@@ -1,0 +1,143 @@
+//! The compiled kernels: embedded by build.rs, loaded when first used.
+
+use super::device::failed;
+use crate::KernelError;
+use crate::contract::Result;
+use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUresult};
+use cudarc::driver::{DriverError, result};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
+
+/// File of `kernels/cuda`, form (`ptx`, or `sm_80` and the like for a cubin), content.
+type Artifact = (&'static str, &'static str, &'static [u8]);
+
+static ARTIFACTS: &[Artifact] = include!(concat!(env!("OUT_DIR"), "/artifacts.rs"));
+
+/// Dynamic shared memory that a kernel may have without asking.
+const ORDINARY_SHARED_BYTES: u32 = 48 << 10;
+
+/// A kernel, and the dynamic shared memory it is allowed.
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    handle: CUfunction,
+    shared_bytes: u32,
+}
+
+#[derive(Debug)]
+struct Module {
+    handle: CUmodule,
+    functions: HashMap<String, Function>,
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: loaded once, unloaded once, with the device idle and its context current. A failure leaves nothing to
+        // do.
+        let _ = unsafe { result::module::unload(self.handle) };
+    }
+}
+
+// SAFETY: handles of the driver, which may be used by any thread of the process; the context they belong to outlives
+// them, as `Device` owns both.
+unsafe impl Send for Module {}
+
+/// The modules of one device.
+#[derive(Debug)]
+pub(super) struct Modules {
+    capability: (i32, i32),
+    loaded: Mutex<HashMap<&'static str, Module>>,
+}
+
+impl Modules {
+    /// For a device of this compute capability.
+    pub(super) fn new(major: i32, minor: i32) -> Self {
+        Self { capability: (major, minor), loaded: Mutex::default() }
+    }
+
+    pub(super) fn capability(&self) -> (i32, i32) {
+        self.capability
+    }
+
+    /// A kernel of a file, ready for `shared_bytes` of dynamic shared memory. The device's context is current.
+    pub(super) fn function(&self, file: &'static str, kernel: &str, shared_bytes: u32) -> Result<CUfunction> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if !loaded.contains_key(file) {
+            loaded.insert(file, Module { handle: self.load(file)?, functions: HashMap::new() });
+        }
+        let Some(module) = loaded.get_mut(file) else {
+            return Err(KernelError::Device(format!("{file}.cu is not loaded")));
+        };
+        if !module.functions.contains_key(kernel) {
+            let function = Function { handle: find(module.handle, file, kernel)?, shared_bytes: ORDINARY_SHARED_BYTES };
+            module.functions.insert(kernel.to_owned(), function);
+        }
+        let Some(function) = module.functions.get_mut(kernel) else {
+            return Err(KernelError::Device(format!("{kernel} of {file}.cu is not loaded")));
+        };
+        if shared_bytes > function.shared_bytes {
+            allow_shared(function.handle, file, kernel, shared_bytes)?;
+            function.shared_bytes = shared_bytes;
+        }
+        Ok(function.handle)
+    }
+
+    /// Loads a file: the cubin for this architecture (one for its major version and a smaller minor runs too), else
+    /// PTX, which the driver compiles.
+    fn load(&self, file: &'static str) -> Result<CUmodule> {
+        #[cfg(feature = "reference")]
+        if let Some(module) = replaced(file)? {
+            return Ok(module);
+        }
+        let (major, minor) = self.capability;
+        let forms = (0..=minor).rev().map(|minor| format!("sm_{major}{minor}")).chain(["ptx".to_owned()]);
+        let mut refused = String::new();
+        for form in forms {
+            let Some((_, _, content)) = ARTIFACTS.iter().find(|(f, g, _)| *f == file && *g == form) else { continue };
+            match load_image(content) {
+                Ok(module) => return Ok(module),
+                // Another form may do.
+                Err(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU)) => {
+                    refused.push_str(&format!("; {form} refused"))
+                }
+                Err(error) => return Err(failed(format_args!("loading {file}.{form}"))(error)),
+            }
+        }
+        Err(KernelError::Device(format!("{file}.cu has no form for sm_{major}{minor}{refused}")))
+    }
+}
+
+/// For tests of the tests (`make mutants`): a file's PTX from the directory that `BALLAST_CUDA_PTX` names, if it is
+/// there.
+#[cfg(feature = "reference")]
+fn replaced(file: &str) -> Result<Option<CUmodule>> {
+    let Some(directory) = std::env::var_os("BALLAST_CUDA_PTX") else { return Ok(None) };
+    let path = std::path::Path::new(&directory).join(format!("{file}.ptx"));
+    match std::fs::read(&path) {
+        Ok(ptx) => load_image(&ptx).map(Some).map_err(failed(format_args!("loading {}", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(KernelError::Device(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Loads a cubin or PTX. The driver wants PTX to end in a zero and cubins to be aligned: a copy is both.
+fn load_image(content: &[u8]) -> std::result::Result<CUmodule, DriverError> {
+    let mut image = vec![0_u64; content.len() / 8 + 1];
+    // SAFETY: the vector has at least one byte more than `content`, and bytes have no invalid values.
+    unsafe { std::ptr::copy_nonoverlapping(content.as_ptr(), image.as_mut_ptr().cast::<u8>(), content.len()) };
+    // SAFETY: a whole image, ending in a zero; the driver copies what it keeps.
+    unsafe { result::module::load_data(image.as_ptr().cast()) }
+}
+
+fn find(module: CUmodule, file: &str, kernel: &str) -> Result<CUfunction> {
+    let name = CString::new(kernel).map_err(|_| KernelError::Device(format!("{kernel:?} is no kernel's name")))?;
+    // SAFETY: the module is loaded.
+    unsafe { result::module::get_function(module, name) }.map_err(failed(format_args!("finding {kernel} of {file}.cu")))
+}
+
+fn allow_shared(function: CUfunction, file: &str, kernel: &str, bytes: u32) -> Result<()> {
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    // SAFETY: the function is loaded.
+    unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) }
+        .map_err(failed(format_args!("{bytes} bytes of shared memory for {kernel} of {file}.cu")))
+}

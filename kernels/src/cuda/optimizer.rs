@@ -1,0 +1,37 @@
+//! AdamW: one launch over the flat vector.
+
+use super::buffers::Vector;
+use super::{CudaBackend, Grid, check};
+use crate::adamw::Factors;
+use crate::contract::{AdamW, Result};
+
+/// Threads of a block of optimizer.cu.
+const THREADS: u32 = 256;
+
+pub(super) fn adamw(
+    b: &CudaBackend,
+    parameters: &mut Vector,
+    gradient: &Vector,
+    first: &mut Vector,
+    second: &mut Vector,
+    settings: &AdamW,
+) -> Result<()> {
+    let len = parameters.len();
+    check::adamw(settings, len, gradient.len(), first.len(), second.len())?;
+    let Factors { decay, beta1, beta2, step_size, root_correction, epsilon, gradient_scale } = Factors::new(settings);
+    let args = [
+        parameters.into(),
+        gradient.into(),
+        first.into(),
+        second.into(),
+        (len as u64).into(),
+        decay.into(),
+        beta1.into(),
+        beta2.into(),
+        step_size.into(),
+        root_correction.into(),
+        epsilon.into(),
+        gradient_scale.into(),
+    ];
+    b.launch("optimizer", "adamw", false, Grid::elements(len, THREADS), &args)
+}

@@ -1,0 +1,125 @@
+//! The CUDA backend against the f64 reference, and what it promises beyond the contract.
+//!
+//! These tests need a CUDA device: a real one, or the software device of `kernels/softgpu` on `LD_LIBRARY_PATH`
+//! (`make test-cuda`). What passes on the latter is *emulated*.
+#![cfg(all(feature = "cuda", feature = "reference"))]
+#![allow(clippy::unwrap_used)]
+
+use ballast_kernels::conformance::{Precision, Source, families};
+use ballast_kernels::cuda::{CudaBackend, Storage, probe};
+use ballast_kernels::{Backend, KernelError};
+
+fn backend(storage: Storage) -> CudaBackend {
+    CudaBackend::new(0, storage).unwrap()
+}
+
+ballast_kernels::conformance_suite!(f32, backend(Storage::F32), Precision::F32);
+ballast_kernels::conformance_suite!(bf16, backend(Storage::Bf16), Precision::Bf16);
+
+/// Every family, every case: the same bits on two backends, of which one had used its buffers for something else.
+fn bits_are_a_function_of_the_operands(storage: Storage) {
+    let (first, second) = (backend(storage), backend(storage));
+    let families = families::<CudaBackend>();
+    let (_, other) = families.iter().find(|(name, _)| *name == "norm").unwrap();
+    drop(other(&second));
+    for (name, family) in &families {
+        for (a, b) in family(&first).iter().zip(&family(&second)) {
+            let same = a.got.iter().zip(&b.got).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same && a.got.len() == b.got.len(), "{name}: {} differs", a.what);
+        }
+    }
+    assert_eq!(first.arithmetic(), second.arithmetic());
+}
+
+#[test]
+fn f32_bits_are_a_function_of_the_operands() {
+    bits_are_a_function_of_the_operands(Storage::F32);
+}
+
+#[test]
+fn bf16_bits_are_a_function_of_the_operands() {
+    bits_are_a_function_of_the_operands(Storage::Bf16);
+}
+
+#[test]
+fn storage_rounds_to_nearest_even_and_keeps_nan() {
+    let values = [1.0, -2.5, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, f32::INFINITY, f32::NAN];
+    let stored = |storage| {
+        let b = backend(storage);
+        b.read_activations(&b.upload_activations(&values, 2, 3).unwrap()).unwrap()
+    };
+    assert_eq!(stored(Storage::F32)[..5], values[..5]);
+    assert_eq!(stored(Storage::Bf16)[..5], [1.0, -2.5, 1.0, 1.0 + 4.0 / 256.0, f32::INFINITY]);
+    assert!(stored(Storage::F32)[5].is_nan() && stored(Storage::Bf16)[5].is_nan());
+}
+
+/// More than both halves of the staging buffer, so that a half is used again while its copy may be under way.
+#[test]
+fn long_copies_arrive_whole() {
+    let b = backend(Storage::Bf16);
+    let values: Vec<i64> = (0..3_000_000).map(|i| i * 0x0001_0203_0405).collect();
+    let mut vector = b.integers(values.len()).unwrap();
+    let mut read = vec![1; values.len()];
+    b.read_integers(&vector, &mut read).unwrap();
+    assert!(read.iter().all(|&value| value == 0));
+    b.write_integers(&mut vector, &values).unwrap();
+    let reals = Source::new(3).floats(1_200_001, 1.0);
+    let (short, long) = (b.upload_reals(&reals[..7]).unwrap(), b.upload_reals(&reals).unwrap());
+    b.read_integers(&vector, &mut read).unwrap();
+    assert_eq!(read, values);
+    assert_eq!(b.read_reals(&long).unwrap(), reals);
+    assert_eq!(b.read_reals(&short).unwrap(), reals[..7]);
+    b.clear_integers(&mut vector).unwrap();
+    b.read_integers(&vector, &mut read).unwrap();
+    assert!(read.iter().all(|&value| value == 0));
+}
+
+#[test]
+fn dropped_buffers_are_used_again_and_zeroed() {
+    let b = backend(Storage::F32);
+    let before = b.memory();
+    for len in [1000, 990, 1000, 970] {
+        let vector = b.upload_reals(&vec![7.0; len]).unwrap();
+        drop(vector);
+        assert!(b.read_reals(&b.reals(len).unwrap()).unwrap().iter().all(|&value| value == 0.0));
+    }
+    let after = b.memory();
+    assert_eq!(after.in_use, before.in_use);
+    assert!(after.allocated - before.allocated <= 4096, "{before:?} {after:?}");
+    assert!(after.peak > before.in_use);
+}
+
+#[test]
+fn unused_memory_goes_back_to_the_device() {
+    let b = backend(Storage::F32);
+    for size in 1..24 {
+        drop(b.reals(size << 16).unwrap());
+    }
+    let memory = b.memory();
+    assert!(memory.allocated <= 2 * memory.peak, "{memory:?}");
+}
+
+#[test]
+fn a_buffer_too_large_is_an_error_that_says_what_for() {
+    let b = backend(Storage::F32);
+    assert!(matches!(b.reals(1 << 45), Err(KernelError::OutOfMemory { requested, .. }) if requested >= 1 << 47));
+    // And the backend goes on.
+    assert_eq!(b.read_reals(&b.upload_reals(&[1.0]).unwrap()).unwrap(), [1.0]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    let error = CudaBackend::new(4096, Storage::F32).unwrap_err().to_string();
+    assert!(error.contains("cuda:4096"), "{error}");
+}
+
+#[test]
+fn the_probe_names_the_device() {
+    let probe = probe();
+    assert!(probe.failure.is_none(), "{probe:?}");
+    assert!(probe.driver.is_some_and(|version| version >= (12, 0)) && probe.cublaslt.is_some(), "{probe:?}");
+    let device = &probe.devices[0];
+    assert!(device.capability >= (8, 0) && device.memory > 0 && !device.name.is_empty(), "{device:?}");
+    let arithmetic = backend(Storage::Bf16).arithmetic();
+    assert!(arithmetic.contains("bf16") && arithmetic.contains(&device.name), "{arithmetic}");
+}
