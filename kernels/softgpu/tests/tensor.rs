@@ -1,5 +1,7 @@
 //! Tensor cores against a plain matrix product, `ldmatrix`, counters, perturbation.
 
+#![allow(clippy::panic, reason = "helpers of tests fail by panicking")]
+
 mod support;
 
 use ballast_softgpu::{Counters, Settings};

@@ -42,7 +42,8 @@ pub(crate) fn approximate(op: FloatOp, a: f32, b: f32, perturbation: Perturbatio
         _ => x.tanh(),
     };
     let Some(seed) = perturbation else { return exact as f32 };
-    if !exact.is_finite() || exact == 0.0 {
+    // 2^±0 is exactly 1 by the PTX ISA.
+    if !exact.is_finite() || exact == 0.0 || (x == 0.0 && matches!(op, FloatOp::Ex2)) {
         return exact as f32;
     }
     let bits = splitmix(seed ^ u64::from(a.to_bits()) << 32 ^ u64::from(b.to_bits()) ^ (op as u64) << 56);

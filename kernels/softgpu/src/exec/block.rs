@@ -110,9 +110,8 @@ impl Machine<'_> {
             self.counters.warp_instructions += 1;
             self.counters.thread_instructions += u64::from(mask.count_ones());
             warp.issued += 1;
-            if mask == 0 {
-                warp.at += 1;
-            } else if data::execute(&inst.op, &mut warp.registers, mask, program.carry, self.perturbation) {
+            let carry = program.carry;
+            if mask == 0 || data::execute(&inst.op, &mut warp.registers, mask, carry, self.perturbation) {
                 warp.at += 1;
             } else if self.control(warp, &inst.op, mask)? {
                 if warp.waiting.is_some() {

@@ -97,11 +97,8 @@ impl Conversion {
     /// Rounds an exact (or odd) value to the result's type.
     fn finish_float(&self, value: f64) -> u64 {
         match self.to {
-            Ty::F64 => match (self.from.bits(), self.from.is_float()) {
-                // Integers of 64 bits: the odd rounding is undone by rounding the integer itself to nearest.
-                _ if self.sat => value.clamp(0.0, 1.0).to_bits(),
-                _ => value.to_bits(),
-            },
+            // Integers of 64 bits take another way, see `convert`; all other values are exact.
+            Ty::F64 => value.to_bits(),
             Ty::F16 | Ty::Bf16 => {
                 let element = if self.to == Ty::F16 { Element::F16 } else { Element::Bf16 };
                 let mut narrow = rounding::to_f32_odd(value);

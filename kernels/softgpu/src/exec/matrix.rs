@@ -20,43 +20,50 @@ type C = [[f32; 8]; 16];
 /// `start` in steps of `step` (modulo `k`).
 #[multiversion::multiversion(targets("x86_64+avx2+fma"))]
 fn multiply(a: &A, b: &B, c: &mut C, k: usize, start: usize, step: usize) {
-    for (row, sums) in a.iter().zip(c) {
+    // Four rows at a time, so that the processor need not wait for one sum before it goes on with the next.
+    for (rows, sums) in a.as_chunks::<4>().0.iter().zip(c.as_chunks_mut::<4>().0) {
+        let mut local = *sums;
         for at in 0..k {
-            let at = (start + at * step) & (k - 1);
-            for (sum, factor) in sums.iter_mut().zip(&b[at]) {
-                *sum = row[at].mul_add(*factor, *sum);
+            let at = (start + at * step) & (k - 1) & 15;
+            for (row, sums) in rows.iter().zip(&mut local) {
+                for (sum, factor) in sums.iter_mut().zip(&b[at]) {
+                    *sum = row[at].mul_add(*factor, *sum);
+                }
             }
         }
+        *sums = local;
     }
 }
 
-/// The element of part `half` of a register.
-fn element(kind: Element, word: u32, half: usize) -> f32 {
-    match kind {
-        // The 13 low bits are not looked at.
-        Element::Tf32 => f32::from_bits(word & !0x1FFF),
-        _ => to_f32(kind, (word >> (16 * half)) as u16),
+/// Takes A and B out of their fragments; `element` reads part `half` of a register, which holds `width` elements.
+#[inline(always)]
+fn gather(warp: &Warp, mma: &Mma, width: usize, element: impl Fn(u32, usize) -> f32) -> (A, B) {
+    let (mut a, mut b): (A, B) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
+    for block in 0..mma.k / (4 * width) {
+        let words_b = warp.registers.get32(mma.b[block]);
+        let [upper, lower] = [0, 1].map(|rows| warp.registers.get32(mma.a[2 * block + rows]));
+        for lane in 0..LANES {
+            let (group, within) = (lane / 4, lane % 4);
+            for half in 0..width {
+                let k = (block * 4 + within) * width + half;
+                b[k][group] = element(words_b[lane], half);
+                a[group][k] = element(upper[lane], half);
+                a[group + 8][k] = element(lower[lane], half);
+            }
+        }
     }
+    (a, b)
 }
 
 /// Runs one `mma.sync` for the whole warp.
 pub(crate) fn mma(warp: &mut Warp, mma: &Mma, perturbation: Perturbation, count: u64) {
-    let (mut a, mut b, mut c): (A, B, C) = ([[0.0; 16]; 16], [[0.0; 8]; 16], [[0.0; 8]; 16]);
-    let width = if mma.element == Element::Tf32 { 1 } else { 2 };
-    let per_block = 4 * width;
-    for column_block in 0..mma.k / per_block {
-        let words_b = warp.registers.get32(mma.b[column_block]);
-        let words_a = [0, 1].map(|row_block| warp.registers.get32(mma.a[2 * column_block + row_block]));
-        for lane in 0..LANES {
-            let (group, within) = (lane / 4, lane % 4);
-            for half in 0..width {
-                let k = column_block * per_block + within * width + half;
-                b[k][group] = element(mma.element, words_b[lane], half);
-                a[group][k] = element(mma.element, words_a[0][lane], half);
-                a[group + 8][k] = element(mma.element, words_a[1][lane], half);
-            }
-        }
-    }
+    let (a, b) = match mma.element {
+        Element::Bf16 => gather(warp, mma, 2, |word, half| f32::from_bits(word >> (16 * half) << 16)),
+        Element::F16 => gather(warp, mma, 2, |word, half| to_f32(Element::F16, (word >> (16 * half)) as u16)),
+        // The 13 low bits are not looked at.
+        Element::Tf32 => gather(warp, mma, 1, |word, _| f32::from_bits(word & !0x1FFF)),
+    };
+    let mut c: C = [[0.0; 8]; 16];
     let place = |lane: usize, at: usize| (lane / 4 + at / 2 * 8, lane % 4 * 2 + at % 2);
     for (at, &slot) in mma.c.iter().enumerate() {
         for (lane, &bits) in warp.registers.get32(slot).iter().enumerate() {

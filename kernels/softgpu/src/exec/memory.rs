@@ -5,13 +5,14 @@ use super::{
     block::Machine,
     global::{self, Kind},
     lanes,
+    registers::Registers,
     shared::{self, Thread, Writing},
     warp::Warp,
 };
 use crate::{
     FaultKind,
     decode::window::{LOCAL_WINDOW, SHARED_WINDOW, WINDOW_BYTES},
-    ir::{Access, Address, Op, Target},
+    ir::{Access, Address, Op, Slot, Target},
 };
 
 impl Warp {
@@ -65,18 +66,19 @@ impl Machine<'_> {
     ) -> Result<(), Problem> {
         let bytes = u64::from(access.bytes * access.count);
         self.admit(warp, target, addresses, mask, bytes, Kind::Read)?;
-        for lane in lanes(mask) {
-            for part in 0..access.count {
-                let address = addresses[lane] + u64::from(part * access.bytes);
-                let value = match target {
+        let Warp { registers, local, local_bytes, .. } = warp;
+        let (width, own) = (access.bytes, |lane: usize| (lane * *local_bytes) as u64);
+        for (part, &slot) in access.registers.iter().enumerate().take(access.count as usize) {
+            let place = |lane: usize| addresses[lane] + part as u64 * u64::from(width);
+            let row = (&mut *registers, slot, mask);
+            match target {
+                Target::Global | Target::Const | Target::Generic => fill(row, access, |lane| {
                     // SAFETY: `admit` has checked the whole access.
-                    Target::Global | Target::Const | Target::Generic => unsafe { global::read(address, access.bytes) },
-                    Target::Shared => read_bytes(&self.shared.bytes, address, access.bytes),
-                    Target::Param => read_bytes(self.launch.params, address, access.bytes),
-                    Target::Local => read_bytes(&warp.local, address + (lane * warp.local_bytes) as u64, access.bytes),
-                };
-                let value = if access.signed { sign_extend(value, access.bytes) } else { value };
-                warp.registers.set_lane(access.wide, access.registers[part as usize], lane, value);
+                    unsafe { global::read(place(lane), width) }
+                }),
+                Target::Shared => fill(row, access, |lane| read_bytes(&self.shared.bytes, place(lane), width)),
+                Target::Param => fill(row, access, |lane| read_bytes(self.launch.params, place(lane), width)),
+                Target::Local => fill(row, access, |lane| read_bytes(local, own(lane) + place(lane), width)),
             }
         }
         Ok(())
@@ -217,17 +219,47 @@ fn within(addresses: &[u64; LANES], mask: u32, bytes: u64, size: usize, what: &s
     Ok(())
 }
 
-/// A little-endian element of memory; the access has been checked.
-pub(crate) fn read_bytes(memory: &[u8], address: u64, bytes: u32) -> u64 {
-    let start = address as usize;
-    let mut value = [0; 8];
-    value[..bytes as usize].copy_from_slice(&memory[start..start + bytes as usize]);
-    u64::from_le_bytes(value)
+/// Writes what `read` gives for each lane to its register.
+#[inline(always)]
+fn fill((registers, slot, mask): (&mut Registers, Slot, u32), access: &Access, read: impl Fn(usize) -> u64) {
+    let value = |lane| if access.signed { sign_extend(read(lane), access.bytes) } else { read(lane) };
+    if access.wide {
+        let row = &mut registers.r64[slot as usize];
+        lanes(mask).for_each(|lane| row[lane] = value(lane));
+    } else {
+        let row = &mut registers.r32[slot as usize];
+        lanes(mask).for_each(|lane| row[lane] = value(lane) as u32);
+    }
 }
 
+/// A little-endian element of memory; the access has been checked.
+#[inline(always)]
+pub(crate) fn read_bytes(memory: &[u8], address: u64, bytes: u32) -> u64 {
+    // Copies of constant size are single instructions; of variable size, calls.
+    match bytes {
+        1 => u64::from(memory[address as usize]),
+        2 => u64::from(u16::from_le_bytes(element(memory, address))),
+        4 => u64::from(u32::from_le_bytes(element(memory, address))),
+        _ => u64::from_le_bytes(element(memory, address)),
+    }
+}
+
+#[inline(always)]
+fn element<const N: usize>(memory: &[u8], address: u64) -> [u8; N] {
+    let mut value = [0; N];
+    value.copy_from_slice(&memory[address as usize..address as usize + N]);
+    value
+}
+
+#[inline(always)]
 pub(crate) fn write_bytes(memory: &mut [u8], address: u64, bytes: u32, value: u64) {
-    let start = address as usize;
-    memory[start..start + bytes as usize].copy_from_slice(&value.to_le_bytes()[..bytes as usize]);
+    let place = &mut memory[address as usize..];
+    match bytes {
+        1 => place[0] = value as u8,
+        2 => place[..2].copy_from_slice(&(value as u16).to_le_bytes()),
+        4 => place[..4].copy_from_slice(&(value as u32).to_le_bytes()),
+        _ => place[..8].copy_from_slice(&value.to_le_bytes()),
+    }
 }
 
 fn sign_extend(value: u64, bytes: u32) -> u64 {

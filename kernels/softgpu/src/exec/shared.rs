@@ -7,6 +7,7 @@
 
 use super::Problem;
 use crate::{Checks, Counters, FaultKind};
+use std::ops::Range;
 
 /// Nobody yet.
 const NONE: u16 = u16::MAX;
@@ -26,7 +27,7 @@ const POISON: u8 = 0xFF;
 /// Bytes that one place of the shadow stands for.
 const PLACE: usize = 2;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     write_time: u32,
     read_time: u32,
@@ -107,9 +108,8 @@ impl Shared {
 
     /// Notes a read of `bytes` bytes that are in bounds.
     pub(crate) fn on_read(&mut self, thread: Thread, address: u64, bytes: u64) -> Result<(), Problem> {
-        let range = places(address, bytes);
-        for at in range {
-            let place = self.places[at];
+        for range in self.alike(address, bytes) {
+            let (at, place) = (range.start, self.places[range.start]);
             self.refuse_pending(place, thread, at)?;
             if place.writer == NONE {
                 if self.checks.uninitialized {
@@ -119,10 +119,19 @@ impl Shared {
             } else if bytes > 1 && !self.is_ordered(place.writer & THREAD, place.write_time, thread) {
                 return self.race(thread, at, "read", "written", place.writer & THREAD);
             }
-            self.places[at].reader = self.joint_reader(place, thread);
-            self.places[at].read_time = self.time;
+            let reader = self.joint_reader(place, thread);
+            self.places[range].fill(Place { reader, read_time: self.time, ..place });
         }
         Ok(())
+    }
+
+    /// The places of an access: one range if all are in the same state (the usual case), else one for each.
+    fn alike(&self, address: u64, bytes: u64) -> impl Iterator<Item = Range<usize>> + use<> {
+        let range = places(address, bytes);
+        let states = &self.places[range.clone()];
+        let alike = states.iter().all(|state| *state == states[0]);
+        let step = if alike { range.len() } else { 1 };
+        range.step_by(step).map(move |at| at..at + step)
     }
 
     /// An atomic reads what it changes: somebody must have written it.
@@ -145,8 +154,8 @@ impl Shared {
         same: bool,
         writing: Writing,
     ) -> Result<(), Problem> {
-        for at in places(address, bytes) {
-            let place = self.places[at];
+        for range in self.alike(address, bytes) {
+            let (at, place) = (range.start, self.places[range.start]);
             self.refuse_pending(place, thread, at)?;
             let atomics = writing == Writing::Atomic && place.writer & ATOMIC != 0;
             let agrees = same || atomics || bytes == 1 || place.writer == NONE;
@@ -161,8 +170,8 @@ impl Shared {
                 Writing::Atomic => ATOMIC,
                 Writing::Begin => PENDING,
             };
-            self.places[at] =
-                Place { write_time: self.time, read_time: 0, writer: thread.number() | flag, reader: NONE };
+            let writer = thread.number() | flag;
+            self.places[range].fill(Place { write_time: self.time, read_time: 0, writer, reader: NONE });
         }
         if writing == Writing::Begin {
             self.bytes[address as usize..(address + bytes) as usize].fill(POISON);
@@ -244,7 +253,7 @@ impl Shared {
     }
 }
 
-fn places(address: u64, bytes: u64) -> std::ops::Range<usize> {
+fn places(address: u64, bytes: u64) -> Range<usize> {
     let (start, end) = (address as usize, (address + bytes) as usize);
     start / PLACE..end.div_ceil(PLACE)
 }
@@ -267,18 +276,26 @@ pub(crate) fn count(counters: &mut Counters, addresses: &[u64; 32], mask: u32, b
 
 /// Passes beyond the first that the lanes of `members` need: the most distinct words in one bank, less one.
 fn conflicts(addresses: &[u64; 32], members: u32, bytes: u64) -> u32 {
-    let mut words: [[u64; 32]; 32] = [[0; 32]; 32];
-    let mut used = [0_u32; 32];
+    // A pass touches at most 32 words.
+    let (mut words, mut length, mut banks, mut clash) = ([0_u32; 32], 0, 0_u32, false);
     for lane in super::lanes(members) {
-        let first = addresses[lane] / 4;
-        for word in first..first + bytes.div_ceil(4) {
-            let bank = word as usize % 32;
-            let known = &words[bank][..used[bank] as usize];
-            if !known.contains(&word) {
-                words[bank][used[bank] as usize] = word;
-                used[bank] += 1;
-            }
+        let first = (addresses[lane] / 4) as u32;
+        for word in first..first + bytes.div_ceil(4) as u32 {
+            words[length] = word;
+            length += 1;
+            clash |= banks >> (word % 32) & 1 == 1;
+            banks |= 1 << (word % 32);
         }
+    }
+    if !clash {
+        return 0;
+    }
+    let words = &mut words[..length];
+    words.sort_unstable();
+    let (mut used, mut last) = ([0_u32; 32], None);
+    for &mut word in words {
+        used[word as usize % 32] += u32::from(last != Some(word));
+        last = Some(word);
     }
     used.iter().max().map_or(0, |most| most.saturating_sub(1))
 }

@@ -1,5 +1,6 @@
-//! PTX text to syntax tree: tokens ([`lexer`]), tree ([`syntax`]), grammar ([`parser`]).
+//! PTX text to syntax tree: tokens ([`lexer`]), tree ([`syntax`]), grammar ([`parser`], [`operands`]).
 
 pub(crate) mod lexer;
+mod operands;
 pub(crate) mod parser;
 pub(crate) mod syntax;
