@@ -341,7 +341,7 @@ mod tests {
 
     #[test]
     fn registered_host_memory_is_reachable_and_not_freed() {
-        let host = vec![0_u32; 16];
+        let host = [0_u32; 16];
         let address = host.as_ptr().expose_provenance() as u64;
         let table = AllocationTable::new(1000);
         // SAFETY: `host` outlives the registration.
