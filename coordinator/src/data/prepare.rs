@@ -35,7 +35,7 @@ pub struct ModelText {
     pub tokenizer: Tokenizer,
     /// Its own chat template, if it has one.
     pub chat_template: Option<TemplateSource>,
-    /// Tokens that end an answer; the first is the model's end of sequence.
+    /// Tokens that end an answer, ascending.
     pub stop_ids: Vec<u32>,
     /// Rows of its embedding table.
     pub vocab_size: usize,
@@ -87,6 +87,7 @@ pub fn prepare_with(
 ) -> Result<PreparedSet, DataError> {
     refuse_prepared_rows(run)?;
     let source = choose_template(&run.data, model)?;
+    refuse_endless_answers(&source)?;
     let template = ChatTemplate::compile(&source)?;
     let encoder = Encoder::new(&model.tokenizer, model.vocab_size, source.tokenizer_adds_bos, &model.stop_ids)?;
     let max_positions = model.max_positions;
@@ -266,6 +267,19 @@ fn choose_template(data: &Data, model: &ModelText) -> Result<TemplateSource, Dat
     })?;
     let name = format!("the chat template {name}");
     Ok(TemplateSource { name, source, bos_token: bos, eos_token: eos, tokenizer_adds_bos: false })
+}
+
+/// Refuses a template that ends answers with a token that the base model does not name: a model that is trained on answers
+/// without an end never stops.
+fn refuse_endless_answers(template: &TemplateSource) -> Result<(), DataError> {
+    if template.eos_token.is_some() || !template.source.contains("eos_token") {
+        return Ok(());
+    }
+    Err(DataError::Template(format!(
+        "{} ends answers with the base model's end token, and the base model names none; add eos_token_id to its config.json, or \
+         choose another data.template",
+        template.name
+    )))
 }
 
 fn template_sha256(template: &TemplateSource) -> String {

@@ -3,7 +3,7 @@ use ballast_coordinator::config::{
     LookAheadMode, OnBadRow, OnTooLong, Paths, PreviewLevel, RowFormat, RunFile, ShortAnswer, Turns,
 };
 use ballast_coordinator::data::{
-    DataError, MANIFEST_FILE, MANIFEST_KIND, PrepareProgress, PreparedSet, ROWS_FILE, Span, prepare_with,
+    DataError, MANIFEST_FILE, MANIFEST_KIND, ModelText, PrepareProgress, PreparedSet, ROWS_FILE, Span, prepare_with,
 };
 use ballast_proto::{Coded, ErrorCode};
 use serde_json::{Value, json};
@@ -373,6 +373,21 @@ fn too_long_samples_fail_are_cut_or_skipped() {
     let (code, message) = error_of(&run);
     assert_eq!(code, ErrorCode::DataEmpty);
     assert!(message.contains("2 too long"), "{message}");
+}
+
+/// A model that is trained on answers without an end never stops.
+#[test]
+fn a_template_whose_end_token_the_model_does_not_name_is_refused() {
+    let (_directory, mut run) = setup(&[pair("a", "b")]);
+    run.data.template = "plain".into();
+    assert!(prepare(&run).is_ok());
+    let endless = ModelText { stop_ids: Vec::new(), chat_template: None, ..byte_model() };
+    let error = prepare_with(&run, &endless, &|_| {}).unwrap_err();
+    assert_eq!(error.code(), ErrorCode::ChatTemplate);
+    assert!(error.to_string().contains("add eos_token_id"), "{error}");
+    // ChatML writes its own.
+    run.data.template = "chatml".into();
+    assert!(prepare_with(&run, &endless, &|_| {}).is_ok());
 }
 
 #[test]
