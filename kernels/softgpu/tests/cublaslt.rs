@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{ffi::c_void, sync::Arc, time::Instant};
+use std::{ffi::c_void, sync::Arc};
 
 use common::on_device;
 use cudarc::{
@@ -203,30 +203,4 @@ fn what_is_not_there_is_refused() {
         };
         assert_eq!(set.err(), missing);
     });
-}
-
-/// At least 2 GFLOP/s a core are wanted. `cargo test ... -- --ignored --nocapture speed`
-#[test]
-#[ignore = "a measurement"]
-fn speed() {
-    if common::role().is_none() {
-        let output = common::start_ignored("speed").wait_with_output().expect("a child");
-        print!("{}", String::from_utf8_lossy(&output.stdout));
-        common::passed("speed", &output);
-        return;
-    }
-    let (_context, stream) = device();
-    for kind in [cudaDataType::CUDA_R_32F, cudaDataType::CUDA_R_16BF] {
-        let (rows, n, k) = (1024, 2048, 2048);
-        let problem = Problem { rows, n, k, stride: k, input: kind, output: kind, ..F32 };
-        let put = |count| stream.clone_htod(&to_bytes(&numbers(count, 5), kind)).expect("a copy");
-        let operands = Operands { x: &put(rows * k), w: &put(n * k), bias: None, y: &put(rows * n) };
-        stream.synchronize().expect("a wait");
-        let start = Instant::now();
-        multiply(&problem, &stream, &operands).expect("a product");
-        stream.synchronize().expect("a wait");
-        let rate = 2.0 * (rows * n * k) as f64 / start.elapsed().as_secs_f64() / 1e9;
-        println!("{kind:?} {rows} x {n} x {k}: {rate:.1} GFLOP/s");
-    }
-    std::process::exit(0);
 }

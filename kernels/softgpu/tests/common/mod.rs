@@ -51,11 +51,3 @@ pub(crate) fn passed(test: &str, output: &Output) -> String {
     assert!(output.status.success(), "{test}: {}\n{shown}\n{errors}", output.status);
     errors
 }
-
-/// Starts an ignored test again.
-pub(crate) fn start_ignored(test: &str) -> Child {
-    let mut command = Command::new(env::current_exe().expect("a path"));
-    command.args([test, "--exact", "--nocapture", "--ignored"]).env(CHILD, "device");
-    command.env("LD_LIBRARY_PATH", library_path());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a child")
-}
