@@ -1,6 +1,7 @@
 //! The command line.
 
 use ballast_proto::ErrorCode;
+use ballast_worker::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     /// Look at the configuration of a run.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Tell what this machine has, and what Ballast would use of it.
+    Doctor(DoctorArgs),
     /// Set finished runs side by side.
     Compare(CompareArgs),
     /// Explain an error code; without one, list all.
@@ -94,6 +97,10 @@ pub(crate) struct WorkerArgs {
     /// Address under which other workers reach this one; as bound when not given.
     #[arg(long, value_name = "HOST[:PORT]")]
     pub(crate) ring_advertise: Option<String>,
+    /// What to compute on (cpu, cuda:N, or cuda for the device of this process's number on its machine), when not what the
+    /// run says.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<Device>,
     /// Compute threads, when not as many as the run says; 0 for all cores.
     #[arg(long)]
     pub(crate) threads: Option<usize>,
@@ -123,6 +130,17 @@ pub(crate) struct PrepareArgs {
 pub(crate) enum ConfigCommand {
     /// Print the run file as it is in effect, with the origin of every value.
     Show(TrainArgs),
+}
+
+/// `ballast doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Fail when this device cannot be used (cpu, cuda or cuda:N).
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<Device>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `ballast compare`.

@@ -61,6 +61,8 @@ pages! {
     StateDiverged "B6002"
     OutOfMemory "B6003"
     Interrupted "B6004"
+    DeviceUnusable "B6005"
+    DeviceFailed "B6006"
     Internal "B9001"
 }
 

@@ -1,5 +1,6 @@
 //! Local worker processes: started, watched, and never left behind.
 
+use ballast_coordinator::config::{Cluster, Device};
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -39,9 +40,10 @@ impl LocalWorkers {
         Self { running: JoinSet::new() }
     }
 
-    /// Starts `count` workers of the coordinator at `address`, logging into `logs`. With `threads` 0 they share the
-    /// cores of this machine.
-    pub(crate) fn spawn(count: usize, threads: usize, address: SocketAddr, logs: &Path) -> Result<Self, Failure> {
+    /// Starts the workers of the coordinator at `address`, logging into `logs`. They share the cores of this machine when
+    /// the run does not say how many threads each has; on CUDA each has a device of its own.
+    pub(crate) fn spawn(cluster: &Cluster, address: SocketAddr, logs: &Path) -> Result<Self, Failure> {
+        let count = cluster.workers as usize;
         let failed = |what: &Path, error: io::Error| {
             Failure::new(ErrorCode::StorageFailed, format!("{}: {error}", what.display()))
         };
@@ -56,7 +58,10 @@ impl LocalWorkers {
             let mut command = Command::new(&binary);
             command.arg("worker").arg("--coordinator").arg(format!("http://{}", reachable(address)));
             command.arg("--name").arg(format!("local-{number}"));
-            if threads == 0 {
+            if cluster.device == Device::Cuda {
+                command.arg("--device").arg(format!("cuda:{number}"));
+            }
+            if cluster.threads == 0 {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
                 command.arg("--threads").arg(share(cores, count, number).to_string());
             }

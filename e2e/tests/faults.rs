@@ -1,34 +1,14 @@
 //! Processes that die, and workers that do not belong.
 
 use anyhow::{Context, Result, ensure};
+use ballast_e2e::cluster::{coordinator, free_port, worker};
 use ballast_e2e::process::{Process, send, until, with_arguments};
 use ballast_e2e::tiny::{Scene, play};
 use ballast_proto::v1::JoinRequest;
 use ballast_proto::v1::membership_client::MembershipClient;
 use ballast_proto::{ErrorCode, Failure};
 use nix::sys::signal::Signal;
-use std::net::TcpListener;
 use tonic::Status;
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-/// Starts a coordinator; returns it with its URL once it listens.
-fn coordinator(scene: &Scene, dir: &str, settings: &[&str]) -> Result<(Process, String)> {
-    let port = free_port()?;
-    let bind = format!("cluster.bind=127.0.0.1:{port}");
-    let mut command = scene.run("coordinator", dir, settings);
-    command.args(["--set", &bind]);
-    let process = scene.start(&format!("coordinator {dir}"), &mut command)?;
-    process.line_with(&format!("127.0.0.1:{port}"))?;
-    Ok((process, format!("http://127.0.0.1:{port}")))
-}
-
-fn worker(scene: &Scene, name: &str, url: &str, arguments: &[&str]) -> Result<Process> {
-    scene.start(name, scene.ballast("worker").args(["--coordinator", url]).args(arguments))
-}
 
 #[test]
 fn coordinator_and_workers_as_separate_processes_give_the_same_adapter_as_train() -> Result<()> {

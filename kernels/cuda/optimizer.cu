@@ -1,8 +1,9 @@
-// AdamW (Loshchilov and Hutter, 1711.05101) over one flat vector that holds every adapter: no list of tensors is
-// needed.
+// What is done to one flat vector that holds every adapter, so that no list of tensors is needed. A thread an element.
 //
-// Floor: 16 bytes read and 12 written a parameter. In f64 a parameter, each state rounded once; no multiplication is
-// fused with an addition, so the bits are those of the CPU backend.
+//   adamw         AdamW (Loshchilov and Hutter, 1711.05101)   16 bytes read, 12 written; in f64, each state rounded once
+//   add_scaled    x += scale * y                              8 bytes read, 4 written; product and sum rounded each
+//
+// No multiplication is fused with an addition, so the bits are those of the CPU backend.
 
 #include "common.cuh"
 
@@ -23,4 +24,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     first[i] = __double2float_rn(m);
     second[i] = __double2float_rn(v);
     parameters[i] = __double2float_rn(__dsub_rn(__dmul_rn(parameters[i], decay), step));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) add_scaled(float *x, float scale, const float *y, u64 len) {
+    const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+    if (i < len) x[i] = __fadd_rn(x[i], __fmul_rn(scale, y[i]));
 }

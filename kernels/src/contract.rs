@@ -73,6 +73,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn clear_integers(&self, vector: &mut Self::Integers) -> Result<()>;
     /// Overwrites the whole vector from the host.
     fn write_integers(&self, vector: &mut Self::Integers, values: &[i64]) -> Result<()>;
+    /// Elements of a vector.
+    fn integers_len(&self, vector: &Self::Integers) -> usize;
     /// Copies the whole vector into `values`, which has its length.
     fn read_integers(&self, vector: &Self::Integers, values: &mut [i64]) -> Result<()>;
 
@@ -296,6 +298,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
         divisor: f64,
         gradient: &mut Self::Reals,
     ) -> Result<()>;
+
+    /// `x += scale * y`, for gradients that are summed as floats: product and sum are rounded one after the other.
+    fn add_scaled(&self, x: &mut Self::Reals, scale: f32, y: &Self::Reals) -> Result<()>;
 
     /// For each segment, the largest absolute value of `vector` in it (for the next step's exponents).
     fn max_abs(&self, vector: &Self::Reals, segments: &[Segment]) -> Result<Vec<f32>>;

@@ -19,7 +19,10 @@ pub enum KernelError {
         /// What they were for.
         what: &'static str,
     },
-    /// The device failed.
+    /// There is no such device, or what it takes to use it is missing.
+    #[error("device: {0}")]
+    Unusable(String),
+    /// The device failed. What was enqueued on it is lost, and it may stay unusable for this process.
     #[error("device: {0}")]
     Device(String),
 }

@@ -102,6 +102,8 @@ error_table! {
     StateDiverged = "B6002", Internal, false, FAILED, "workers disagree about the training state";
     OutOfMemory = "B6003", ResourceExhausted, false, FAILED, "the device is out of memory";
     Interrupted = "B6004", Aborted, true, RETRY, "the run was stopped and can be resumed";
+    DeviceUnusable = "B6005", FailedPrecondition, false, FAILED, "the device cannot be used";
+    DeviceFailed = "B6006", Aborted, true, RETRY, "the device failed";
 
     Internal = "B9001", Internal, false, FAILED, "a defect in ballast";
 }

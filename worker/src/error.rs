@@ -75,7 +75,9 @@ impl Coded for WorkerError {
     fn code(&self) -> ErrorCode {
         match self {
             Self::Kernel(KernelError::OutOfMemory { .. }) => ErrorCode::OutOfMemory,
-            Self::Kernel(_) | Self::Internal(_) => ErrorCode::Internal,
+            Self::Kernel(KernelError::Unusable(_)) => ErrorCode::DeviceUnusable,
+            Self::Kernel(KernelError::Device(_)) => ErrorCode::DeviceFailed,
+            Self::Kernel(KernelError::Shape { .. }) | Self::Internal(_) => ErrorCode::Internal,
             Self::Model(error) => error.code(),
             Self::Collective(error) => error.code(),
             Self::LoraTargets { .. } => ErrorCode::LoraTargets,

@@ -120,7 +120,18 @@ impl Flags {
         }
     }
 
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.merged.fill(0);
+    }
+
     /// The flags, to be max-reduced over all ranks.
+    #[must_use]
+    pub fn as_slice(&self) -> &[i64] {
+        &self.merged
+    }
+
+    /// Where the flags go that were reduced over all ranks.
     pub fn as_mut_slice(&mut self) -> &mut [i64] {
         &mut self.merged
     }

@@ -6,11 +6,13 @@
 #![forbid(unsafe_code)]
 
 pub mod collective;
+mod device;
 mod error;
 pub mod evaluate;
 pub mod exact;
 pub mod generate;
 pub mod lora;
+pub mod machine;
 pub mod model;
 mod objective;
 pub mod optimizer;
@@ -19,7 +21,9 @@ pub mod progress;
 pub mod schedule;
 mod session;
 mod state;
+mod sums;
 pub mod trainer;
 
+pub use device::Device;
 pub use error::WorkerError;
 pub use session::{WorkerOptions, run};

@@ -4,8 +4,8 @@
 //! of who trained which micro-batch.
 
 use crate::WorkerError;
-use crate::collective::Collective;
-use crate::exact::{self, Flags, Verdict};
+use crate::collective::DeviceCollective;
+use crate::exact::{self, Verdict};
 use crate::lora::{Adapter, DropoutKey, LoraLayout};
 use crate::model::{Batch, Decoder, Pass, Rows};
 use crate::objective::sft;
@@ -14,8 +14,9 @@ use crate::packed::Packed;
 use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::state::TrainingState;
+use crate::sums::StepSums;
 use ballast_kernels::Backend;
-use ballast_proto::v1::{MicroBatch, Phase, Reduction, RunSpec, StepShard};
+use ballast_proto::v1::{MicroBatch, Phase, RunSpec, StepShard};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,17 +60,8 @@ pub struct Trainer<B: Backend> {
     state: TrainingState<B>,
     /// Of one micro-batch, then the mean of the step.
     gradient: B::Reals,
-    /// Fixed-point sums of this rank's micro-batches.
-    sums: B::Integers,
-    /// Flags of one micro-batch, one a tensor.
-    flags: B::Integers,
-}
-
-/// Integers of a step: this rank's, then reduced over all.
-struct Sums {
-    /// Fixed-point gradient sums, then the loss sum, then the loss tokens.
-    values: Vec<i64>,
-    flags: Flags,
+    /// Of this rank's micro-batches, then of all ranks'.
+    sums: StepSums<B>,
 }
 
 impl<B: Backend> Trainer<B> {
@@ -84,9 +76,6 @@ impl<B: Backend> Trainer<B> {
         progress: Progress,
     ) -> Result<Self, WorkerError> {
         let missing = |what: &str| WorkerError::RunSpec(format!("{what} is missing"));
-        if run.reduction() != Reduction::Exact {
-            return Err(WorkerError::RunSpec(format!("reduction {} is unknown to this worker", run.reduction)));
-        }
         let lora = run.lora.as_ref().ok_or_else(|| missing("lora"))?;
         let optimizer = run.optimizer.as_ref().ok_or_else(|| missing("optimizer"))?;
         let schedule = run.schedule.as_ref().ok_or_else(|| missing("schedule"))?;
@@ -98,8 +87,7 @@ impl<B: Backend> Trainer<B> {
             progress,
             state: TrainingState::fresh(&*backend, &layout, run.seed)?,
             gradient: backend.reals(layout.parameters())?,
-            sums: backend.integers(layout.parameters())?,
-            flags: backend.integers(layout.tensors().len())?,
+            sums: StepSums::new(&*backend, run.reduction(), layout.parameters(), layout.tensors().len())?,
             backend,
             decoder,
             layout,
@@ -110,19 +98,23 @@ impl<B: Backend> Trainer<B> {
     ///
     /// # Errors
     /// See [`WorkerError`]. Nothing is applied unless all reductions succeeded: the state is as it was before.
-    pub fn step(&mut self, shard: &StepShard, collective: &mut dyn Collective) -> Result<StepOutcome, WorkerError> {
+    pub fn step(
+        &mut self,
+        shard: &StepShard,
+        collective: &mut dyn DeviceCollective<B>,
+    ) -> Result<StepOutcome, WorkerError> {
         let micro_batches = self.check(shard)?;
         let mut clock = Clock::default();
         let mut exponents = self.state.exponents.clone();
         let mut recomputed = 0;
 
-        let mut sums = loop {
+        loop {
             self.progress.set_phase(Phase::Compute);
-            let mut sums = clock.compute(|| self.accumulate(shard, &micro_batches, &exponents))?;
+            clock.compute(|| self.accumulate(shard, &micro_batches, &exponents))?;
             self.progress.set_phase(Phase::Reduce);
-            clock.reduce(|| collective.all_reduce_max(sums.flags.as_mut_slice()))?;
-            match sums.flags.judge(&exponents) {
-                Verdict::Fits => break sums,
+            clock.reduce(|| self.sums.reduce(&self.backend, collective))?;
+            match self.sums.flags().judge(&exponents) {
+                Verdict::Fits => break,
                 Verdict::TooLarge { exponents: lowered } => exponents = lowered,
                 Verdict::NotFinite { micro_batch } => return Err(not_finite(shard, micro_batch)),
             }
@@ -130,11 +122,10 @@ impl<B: Backend> Trainer<B> {
             if recomputed > MAX_RECOMPUTED {
                 return Err(WorkerError::Internal(format!("step {}: gradients fit no exponent", shard.step)));
             }
-        };
-        clock.reduce(|| collective.all_reduce_sum(&mut sums.values))?;
+        }
 
         self.progress.set_phase(Phase::Apply);
-        let applied = clock.compute(|| self.apply(shard, &sums.values, &exponents))?;
+        let applied = clock.compute(|| self.apply(shard, &exponents))?;
         Ok(StepOutcome {
             loss: applied.loss,
             loss_tokens: shard.step_loss_tokens,
@@ -166,37 +157,22 @@ impl<B: Backend> Trainer<B> {
         shard.micro_batches.iter().map(pack).collect::<Result<_, _>>().or_else(refuse)
     }
 
-    /// Forward and backward over this rank's micro-batches, each gradient rounded once and added as integers.
+    /// Forward and backward over this rank's micro-batches, whose gradients are added up.
     fn accumulate(
         &mut self,
         shard: &StepShard,
         micro_batches: &[Packed],
         exponents: &[i32],
-    ) -> Result<Sums, WorkerError> {
-        let limit_bits = exact::limit_bits(shard.step_micro_batches);
-        let segments = self.layout.segments(exponents);
-        let mut flags = Flags::new(segments.len());
-        let mut met = vec![0; segments.len()];
-        let (mut loss_sum, mut loss_tokens) = (0i64, 0i64);
-        self.backend.clear_integers(&mut self.sums)?;
+    ) -> Result<(), WorkerError> {
+        self.sums.begin(&self.backend, shard, self.layout.segments(exponents))?;
         for (packed, batch) in micro_batches.iter().zip(&shard.micro_batches) {
             if packed.targets.is_empty() {
                 continue;
             }
             let loss = self.forward_backward(packed, shard.step)?;
-            let loss = exact::loss_to_fixed(loss, limit_bits);
-            self.backend.clear_integers(&mut self.flags)?;
-            self.backend.accumulate_fixed(&self.gradient, &segments, limit_bits, &mut self.sums, &mut self.flags)?;
-            self.backend.read_integers(&self.flags, &mut met)?;
-            flags.merge(batch.index, &met, loss.is_some());
-            loss_sum = loss_sum.wrapping_add(loss.unwrap_or(0));
-            loss_tokens += packed.targets.len() as i64;
+            self.sums.add(&self.backend, batch.index, &self.gradient, loss, packed.targets.len())?;
         }
-        let parameters = self.layout.parameters();
-        let mut values = vec![0; parameters + 2];
-        self.backend.read_integers(&self.sums, &mut values[..parameters])?;
-        values[parameters..].copy_from_slice(&[loss_sum, loss_tokens]);
-        Ok(Sums { values, flags })
+        Ok(())
     }
 
     /// Leaves the gradient of a micro-batch's summed loss in `self.gradient`; returns that loss, in nats.
@@ -217,17 +193,15 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Turns the reduced sums into the mean gradient and updates the adapter with it.
-    fn apply(&mut self, shard: &StepShard, sums: &[i64], exponents: &[i32]) -> Result<Applied, WorkerError> {
-        let (gradient_sums, totals) = sums.split_at(self.layout.parameters());
-        let (loss_sum, loss_tokens) = (totals[0], totals[1]);
-        if u64::try_from(loss_tokens) != Ok(shard.step_loss_tokens) {
+    fn apply(&mut self, shard: &StepShard, exponents: &[i32]) -> Result<Applied, WorkerError> {
+        let totals = self.sums.totals();
+        if u64::try_from(totals.tokens) != Ok(shard.step_loss_tokens) {
             let planned = shard.step_loss_tokens;
-            return Err(WorkerError::TokenCount { step: shard.step, reduced: loss_tokens, planned });
+            return Err(WorkerError::TokenCount { step: shard.step, reduced: totals.tokens, planned });
         }
         let backend = &*self.backend;
         let segments = self.layout.segments(exponents);
-        backend.write_integers(&mut self.sums, gradient_sums)?;
-        backend.fixed_to_gradient(&self.sums, &segments, loss_tokens as f64, &mut self.gradient)?;
+        self.sums.mean(backend, &mut self.gradient)?;
         let grad_norm = backend.squared_norm(&self.gradient)?.sqrt();
         if !grad_norm.is_finite() {
             return Err(WorkerError::NonFinite { step: shard.step, place: "the sum of all micro-batches".into() });
@@ -240,7 +214,7 @@ impl<B: Backend> Trainer<B> {
         backend.adamw(parameters, &self.gradient, first_moment, second_moment, &update)?;
         self.state.exponents = exact::next_exponents(&largest, shard.step_loss_tokens);
         self.state.step = shard.step;
-        Ok(Applied { loss: exact::loss_from_fixed(loss_sum) / loss_tokens as f64, grad_norm, learning_rate })
+        Ok(Applied { loss: totals.loss / totals.tokens as f64, grad_norm, learning_rate })
     }
 
     /// The state as files.

@@ -3,6 +3,7 @@
 mod compare;
 mod config;
 mod coordinator;
+mod doctor;
 mod explain;
 mod prepare;
 mod train;
@@ -19,6 +20,7 @@ pub(crate) fn run(command: Command, screen: &Screen) -> anyhow::Result<u8> {
         Command::Worker(args) => worker::run(args),
         Command::Prepare(args) => prepare::run(&args, screen),
         Command::Config(command) => config::run(&command),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Compare(args) => compare::run(&args),
         Command::Explain(args) => explain::run(&args),
     }

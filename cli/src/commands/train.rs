@@ -18,8 +18,7 @@ pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
             Started::Finished(outcome) => return Ok(outcome),
         };
         let logs = run.run.dir.join("logs");
-        let (count, threads) = (run.cluster.workers as usize, run.cluster.threads as usize);
-        let workers = LocalWorkers::spawn(count, threads, coordinator.local_addr(), &logs)?;
+        let workers = LocalWorkers::spawn(&run.cluster, coordinator.local_addr(), &logs)?;
         watch::follow(coordinator, workers, Presenter::new(screen.clone(), run.observe.log_every)).await
     })?;
     summary::tell(&outcome, screen)?;

@@ -11,6 +11,7 @@ pub(super) fn run(args: WorkerArgs) -> anyhow::Result<u8> {
         ring_bind: args.ring_bind,
         ring_advertise: args.ring_advertise,
         model: args.model,
+        device: args.device,
         threads: args.threads,
         insecure: args.insecure,
         connect_timeout: args.connect_timeout,

@@ -5,12 +5,20 @@ use super::kind;
 use super::layers::shown;
 use super::load::Resolved;
 use super::sections::{Cluster, Eval, RunFile};
-use super::words::{LookAheadMode, PreviewLevel, RowFormat, Turns};
+use super::words::{Device, Dtype, LookAheadMode, PreviewLevel, RowFormat, Turns};
 
 /// Applies every rule; the first broken one is told.
 pub(super) fn check(resolved: &Resolved) -> Result<(), ConfigError> {
     let run = &resolved.run;
-    let rules = [rows(run), lookahead(run), schedule(run), evaluation(&run.eval), model(run), ladder(&run.cluster)];
+    let rules = [
+        rows(run),
+        lookahead(run),
+        schedule(run),
+        evaluation(&run.eval),
+        model(run),
+        device(run),
+        ladder(&run.cluster),
+    ];
     match rules.into_iter().flatten().next() {
         Some(broken) => Err(broken.told(resolved)),
         None => bind(resolved),
@@ -174,6 +182,17 @@ fn evaluation(eval: &Eval) -> Option<Broken> {
 fn model(run: &RunFile) -> Option<Broken> {
     if run.model.revision.is_some() && !run.model.source.starts_with("hf:") {
         return Broken::new("model.revision", "model.source", "only a hub model (hf:org/name) has revisions");
+    }
+    None
+}
+
+fn device(run: &RunFile) -> Option<Broken> {
+    if run.model.dtype == Dtype::Bf16 && run.cluster.device == Device::Cpu {
+        return Broken::new(
+            "model.dtype",
+            "cluster.device",
+            "the CPU computes in f32 only: set cluster.device = \"cuda\" or model.dtype = \"f32\"",
+        );
     }
     None
 }

@@ -57,7 +57,8 @@ pub struct Model {
     pub source: String,
     /// Branch, tag or commit of a hub model; `main` when not given.
     pub revision: Option<String>,
-    /// Type in which weights and activations are computed.
+    /// Type in which frozen weights and activations are stored; `bf16` needs CUDA devices. The adapter, its gradients and
+    /// all sums are f32 either way.
     pub dtype: Dtype,
 }
 
@@ -203,7 +204,8 @@ pub struct Train {
     pub epsilon: f64,
     /// Largest global gradient norm; 0 switches clipping off.
     pub clip_norm: f64,
-    /// How gradients are summed over micro-batches and workers.
+    /// How gradients are summed over micro-batches and workers: `exact` gives the same bits for any number of workers,
+    /// `fast` sums f32.
     pub reduction: Reduction,
 }
 
@@ -257,6 +259,9 @@ impl Default for Eval {
 pub struct Cluster {
     /// Workers that train; the run starts when so many are ready.
     pub workers: u32,
+    /// What a worker computes on that is not told with `--device`: `cpu`, or `cuda` for the device of its number on its
+    /// machine.
+    pub device: Device,
     /// Compute threads of each worker; 0 shares the machine's cores among local workers.
     pub threads: u32,
     /// Address the coordinator listens on. Port 0 takes a free one (`ballast train` only).
@@ -265,6 +270,8 @@ pub struct Cluster {
     pub insecure: bool,
     /// Steps of data streamed ahead of training.
     pub prefetch_steps: u32,
+    /// How workers sum their gradients up: `auto` is NCCL between CUDA devices and TCP between CPUs.
+    pub collective: Collective,
     /// The timeout ladder, in milliseconds, rising: a worker's heartbeats come this often ...
     pub heartbeat_ms: u64,
     /// ... a worker silent for this long is lost ...
@@ -281,10 +288,12 @@ impl Default for Cluster {
     fn default() -> Self {
         Self {
             workers: 2,
+            device: Device::Cpu,
             threads: 0,
             bind: "127.0.0.1:7070".into(),
             insecure: false,
             prefetch_steps: 2,
+            collective: Collective::Auto,
             heartbeat_ms: 500,
             lease_ms: 5_000,
             progress_ms: 60_000,

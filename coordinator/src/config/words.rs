@@ -10,6 +10,8 @@ pub enum Dtype {
     /// 32-bit floats.
     #[default]
     F32,
+    /// The upper half of them, with arithmetic in f32; on CUDA devices.
+    Bf16,
 }
 
 /// Which linear layers get an adapter.
@@ -180,6 +182,30 @@ pub enum Reduction {
     /// As integers: the same bits for any number of workers.
     #[default]
     Exact,
+    /// As f32: less traffic, but bits that depend on the number of workers.
+    Fast,
+}
+
+/// What a worker computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// A CUDA device: that of the worker's number on its machine.
+    Cuda,
+}
+
+/// How workers sum their gradients up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Collective {
+    /// NCCL between CUDA devices, TCP between CPUs.
+    #[default]
+    Auto,
+    /// TCP, through host memory.
+    Tcp,
 }
 
 /// Policy for a run directory that is not empty.

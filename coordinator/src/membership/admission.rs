@@ -151,6 +151,7 @@ impl State {
     fn form_generation(&mut self, now: u64, out: &mut Vec<Effect>) {
         self.last_generation += 1;
         let id = Generation::new(self.settings.epoch, self.last_generation);
+        let transport = self.transport();
         let ranks: Vec<WorkerId> = self.members.iter().filter(|(_, m)| m.ready).map(|(w, _)| *w).collect();
         let ring_addresses: Vec<String> =
             ranks.iter().filter_map(|w| self.members.get(w)).map(|m| m.ring_address.clone()).collect();
@@ -161,6 +162,7 @@ impl State {
                 ring_addresses: ring_addresses.clone(),
                 start_step: self.committed,
                 state_source: self.settings.start.source().into(),
+                transport: transport.into(),
             };
             out.push(Effect::Send { worker: *worker, message: Message::GenerationFormed(formed) });
         }
@@ -172,7 +174,14 @@ impl State {
             format!("generation {id} formed: {} workers, after step {}", ranks.len(), self.committed),
         ));
         let applied = vec![self.committed; ranks.len()];
-        self.generation = Some(ActiveGeneration { id, ranks, applied, reports: BTreeMap::new() });
+        self.generation = Some(ActiveGeneration {
+            id,
+            ranks,
+            transport,
+            communicator_made: false,
+            applied,
+            reports: BTreeMap::new(),
+        });
         self.phase = Phase::Training;
         self.committed_at = now;
         self.advance_horizon();

@@ -3,7 +3,10 @@
 use super::WorkerId;
 use ballast_proto::{
     Failure,
-    v1::{Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport, coordinator_message::Message},
+    v1::{
+        CommunicatorId, Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport,
+        coordinator_message::Message,
+    },
 };
 
 /// Something that happened.
@@ -29,6 +32,13 @@ pub enum Event {
         worker: WorkerId,
         /// Progress and phase.
         heartbeat: Heartbeat,
+    },
+    /// Rank 0 of a generation made the secret by which its ranks find each other.
+    CommunicatorMade {
+        /// Who.
+        worker: WorkerId,
+        /// The secret, with its generation.
+        id: CommunicatorId,
     },
     /// A rank applied a step.
     StepReported {
@@ -90,6 +100,7 @@ impl Event {
             Self::Connected { worker }
             | Self::Ready { worker, .. }
             | Self::Heartbeat { worker, .. }
+            | Self::CommunicatorMade { worker, .. }
             | Self::StepReported { worker, .. }
             | Self::GenerationFailed { worker, .. }
             | Self::Leaving { worker, .. }

@@ -12,6 +12,7 @@
 //! ```
 
 mod admission;
+mod communicator;
 mod ending;
 mod event;
 mod invariants;
@@ -46,6 +47,7 @@ impl State {
             Event::Connected { worker } => self.connected(worker, now, out),
             Event::Ready { worker, ready } => self.ready(worker, ready, now, out),
             Event::Heartbeat { worker, heartbeat } => self.heartbeat(worker, heartbeat, now),
+            Event::CommunicatorMade { worker, id } => self.communicator_made(worker, id, now, out),
             Event::StepReported { worker, report, planned } => self.step_reported(worker, report, planned, now, out),
             Event::GenerationFailed { worker, generation, reason } => {
                 self.generation_failed(worker, generation, &reason, out);

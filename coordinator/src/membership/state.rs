@@ -3,7 +3,7 @@
 use super::{Outcome, StepTotals};
 use ballast_proto::{
     ErrorCode, Failure,
-    v1::{self, Generation, NumericsFingerprint, StateSource, StepReport, Timeouts},
+    v1::{self, Generation, NumericsFingerprint, StateSource, StepReport, Timeouts, Transport},
 };
 use std::collections::BTreeMap;
 
@@ -35,6 +35,8 @@ pub struct Settings {
     pub start: Start,
     /// Optimizer steps in the whole run.
     pub total_steps: u64,
+    /// How the run wants its ranks to meet.
+    pub collective: v1::Collective,
     /// Steps streamed ahead of the one in training, at most.
     pub prefetch_steps: u64,
     /// Whether an evaluation follows training.
@@ -131,6 +133,10 @@ pub(super) struct ActiveGeneration {
     pub(super) id: Generation,
     /// Workers in rank order.
     pub(super) ranks: Vec<WorkerId>,
+    /// How they meet.
+    pub(super) transport: Transport,
+    /// Whether rank 0 has told the secret that they meet by, where one is needed.
+    pub(super) communicator_made: bool,
     /// Newest step that each rank reported.
     pub(super) applied: Vec<u64>,
     /// Reports of steps not yet recorded, by step and rank.

@@ -1,11 +1,13 @@
 //! Every decision of the membership, and random histories that must keep its invariants.
 
+mod communicator;
 mod histories;
 mod scenarios;
 
 use super::*;
 use ballast_proto::v1::{
-    Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport, Timeouts, coordinator_message::Message,
+    Collective, CommunicatorId, Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport, Timeouts,
+    coordinator_message::Message,
 };
 
 pub(super) const MODEL: &str = "model";
@@ -22,6 +24,7 @@ pub(super) fn settings(workers: usize) -> Settings {
         numerics: None,
         start: Start::Seed,
         total_steps: 6,
+        collective: Collective::Auto,
         prefetch_steps: 1,
         evaluate: false,
         timeouts: Timeouts {
@@ -47,6 +50,10 @@ pub(super) fn fingerprint() -> NumericsFingerprint {
     }
 }
 
+pub(super) fn communicator(generation: Generation) -> CommunicatorId {
+    CommunicatorId { generation: Some(generation), id: vec![5; 128].into() }
+}
+
 pub(super) fn report(generation: Generation, step: u64, state: u8) -> StepReport {
     StepReport {
         generation: Some(generation),
@@ -70,11 +77,14 @@ pub(super) struct Run {
     pub(super) now: u64,
     pub(super) trace: Trace,
     pub(super) last: Vec<Effect>,
+    /// What its workers compute with.
+    pub(super) fingerprint: NumericsFingerprint,
 }
 
 impl Run {
     pub(super) fn new(settings: Settings) -> Self {
-        Self { state: State::new(settings), now: 0, trace: Trace::default(), last: Vec::new() }
+        let (trace, last) = (Trace::default(), Vec::new());
+        Self { state: State::new(settings), now: 0, trace, last, fingerprint: fingerprint() }
     }
 
     pub(super) fn feed(&mut self, event: Event) -> &[Effect] {
@@ -93,17 +103,20 @@ impl Run {
 
     pub(super) fn ready(&mut self, worker: WorkerId) {
         self.feed(Event::Connected { worker });
-        self.feed(Event::Ready { worker, ready: ready(fingerprint()) });
+        self.feed(Event::Ready { worker, ready: ready(self.fingerprint.clone()) });
     }
 
     /// `n` workers, all ready: a generation has formed.
     pub(super) fn training(settings: Settings) -> Self {
-        let workers = settings.workers;
-        let mut run = Self::new(settings);
-        let ids: Vec<_> = (0..workers).map(|n| run.join(&format!("w{n}"))).collect();
-        ids.into_iter().for_each(|worker| run.ready(worker));
-        assert_eq!(*run.state.phase(), Phase::Training);
-        run
+        Self::new(settings).trained()
+    }
+
+    /// As many workers as it takes join and get ready.
+    pub(super) fn trained(mut self) -> Self {
+        let ids: Vec<_> = (0..self.state.settings.workers).map(|n| self.join(&format!("w{n}"))).collect();
+        ids.into_iter().for_each(|worker| self.ready(worker));
+        assert_eq!(*self.state.phase(), Phase::Training);
+        self
     }
 
     pub(super) fn generation(&self) -> Generation {

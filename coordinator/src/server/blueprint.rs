@@ -219,9 +219,28 @@ impl Blueprint {
             total_steps: self.total_steps,
             reduction: match train.reduction {
                 config::Reduction::Exact => v1::Reduction::Exact.into(),
+                config::Reduction::Fast => v1::Reduction::Fast.into(),
             },
             threads: self.run.cluster.threads,
             timeouts: Some(self.timeouts()),
+            dtype: match self.run.model.dtype {
+                config::Dtype::F32 => v1::Dtype::F32.into(),
+                config::Dtype::Bf16 => v1::Dtype::Bf16.into(),
+            },
+            device: match self.run.cluster.device {
+                config::Device::Cpu => v1::Device::Cpu.into(),
+                config::Device::Cuda => v1::Device::Cuda.into(),
+            },
+            collective: self.collective().into(),
+            workers: self.run.cluster.workers,
+        }
+    }
+
+    /// How the ranks of a generation meet.
+    pub(super) fn collective(&self) -> v1::Collective {
+        match self.run.cluster.collective {
+            config::Collective::Auto => v1::Collective::Auto,
+            config::Collective::Tcp => v1::Collective::Tcp,
         }
     }
 

@@ -325,6 +325,7 @@ fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, supervi
         numerics: directory.record.numerics.clone().map(Into::into),
         start: directory.start,
         total_steps: blueprint.total_steps,
+        collective: blueprint.collective(),
         prefetch_steps: blueprint.run.cluster.prefetch_steps.into(),
         evaluate,
         timeouts: blueprint.timeouts(),

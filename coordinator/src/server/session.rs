@@ -84,6 +84,7 @@ fn event(worker: WorkerId, message: Option<Message>, blueprint: &Blueprint) -> O
         Message::Hello(_) => return None,
         Message::Ready(ready) => Event::Ready { worker, ready },
         Message::Heartbeat(heartbeat) => Event::Heartbeat { worker, heartbeat },
+        Message::CommunicatorId(id) => Event::CommunicatorMade { worker, id },
         Message::StepReport(report) => step_reported(worker, report, blueprint),
         Message::GenerationFailed(failed) => {
             Event::GenerationFailed { worker, generation: failed.generation?, reason: failed.reason }

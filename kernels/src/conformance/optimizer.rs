@@ -1,4 +1,4 @@
-//! AdamW and the norm.
+//! AdamW, sums of gradients and the norm.
 
 use super::{Comparison, Source, ok};
 use crate::{AdamW, Backend, reference};
@@ -31,6 +31,11 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
         for (name, got, want) in [("parameters", &p, p_want), ("first", &m, m_want), ("second", &v, v_want)] {
             all.push(Comparison::real(format!("adamw {name}, {len}"), ok(b.read_reals(got)), want, 8.0));
         }
+        let ((mut sum, x), (y, y_values)) = (source.vector(b, len, 1.0), source.vector(b, len, 1.0));
+        ok(b.add_scaled(&mut sum, 0.37, &y));
+        let want = x.iter().zip(&y_values).map(|(x, y)| x + f64::from(0.37_f32) * y).collect();
+        all.push(Comparison::real(format!("add_scaled {len}"), ok(b.read_reals(&sum)), want, 2.0));
+
         let (x, values) = source.vector(b, len, 3.0);
         let norm = ok(b.squared_norm(&x));
         let want: f64 = values.iter().map(|x| x * x).sum();

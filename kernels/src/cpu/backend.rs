@@ -4,8 +4,8 @@ use super::buffers::{IndexVector, IntegerVector, Matrix, PackingTable, Vector};
 use super::check::{ensure, length};
 use super::weights::{FrozenLinear, RotaryTable, Table};
 use super::{
-    Cache, CpuBackend, adamw, attention, attention_backward, attention_cached, fixed, gated, gemm, head, linear, norm,
-    rotary, rows,
+    Cache, CpuBackend, attention, attention_backward, attention_cached, fixed, gated, gemm, head, linear, norm,
+    optimizer, rotary, rows,
 };
 use crate::PackedLayout;
 use crate::contract::{
@@ -85,6 +85,10 @@ impl Backend for CpuBackend {
         length("write_integers", "values", values.len(), vector.values.len())?;
         vector.values.copy_from_slice(values);
         Ok(())
+    }
+
+    fn integers_len(&self, vector: &IntegerVector) -> usize {
+        vector.values.len()
     }
 
     fn read_integers(&self, vector: &IntegerVector, values: &mut [i64]) -> Result<()> {
@@ -298,6 +302,10 @@ impl Backend for CpuBackend {
         fixed::to_gradient(self, sums, segments, divisor, gradient)
     }
 
+    fn add_scaled(&self, x: &mut Vector, scale: f32, y: &Vector) -> Result<()> {
+        optimizer::add_scaled(self, x, scale, y)
+    }
+
     fn max_abs(&self, vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {
         fixed::max_abs(vector, segments)
     }
@@ -314,6 +322,6 @@ impl Backend for CpuBackend {
         second_moment: &mut Vector,
         settings: &AdamW,
     ) -> Result<()> {
-        adamw::adamw(self, parameters, gradient, first_moment, second_moment, settings)
+        optimizer::adamw(self, parameters, gradient, first_moment, second_moment, settings)
     }
 }

@@ -4,7 +4,6 @@
 //! loops compiled for several instruction sets ([`simd`]). Work is shared among threads in a few fat pieces, and no
 //! sum is ever divided among threads, so the bits do not depend on how many there are.
 
-mod adamw;
 mod attention;
 mod attention_backward;
 mod attention_cached;
@@ -18,6 +17,7 @@ mod gemm;
 mod head;
 mod linear;
 mod norm;
+mod optimizer;
 mod rotary;
 mod rows;
 mod simd;

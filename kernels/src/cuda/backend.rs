@@ -1,5 +1,6 @@
 //! The contract, spelled out for CUDA: each operation lives in its family's module.
 
+use super::blas::Shape;
 use super::buffers::{Cache, IndexVector, IntegerVector, Matrix, Packing, Vector};
 use super::check::{ensure, length};
 use super::weights::{FrozenLinear, RotaryTable, Table};
@@ -81,6 +82,10 @@ impl Backend for CudaBackend {
         self.overwrite(&vector.buffer, values)
     }
 
+    fn integers_len(&self, vector: &IntegerVector) -> usize {
+        vector.len
+    }
+
     fn read_integers(&self, vector: &IntegerVector, values: &mut [i64]) -> Result<()> {
         length("read_integers", "values", values.len(), vector.len)?;
         self.download(&vector.buffer, values)
@@ -103,6 +108,7 @@ impl Backend for CudaBackend {
     }
 
     fn tied_head(&self, table: &Table) -> Result<FrozenLinear> {
+        self.blas.remember(Shape { out: table.rows, inp: table.cols, bias: false });
         Ok(FrozenLinear { weight: table.clone(), bias: None })
     }
 
@@ -289,6 +295,10 @@ impl Backend for CudaBackend {
         gradient: &mut Vector,
     ) -> Result<()> {
         fixed::to_gradient(self, sums, segments, divisor, gradient)
+    }
+
+    fn add_scaled(&self, x: &mut Vector, scale: f32, y: &Vector) -> Result<()> {
+        optimizer::add_scaled(self, x, scale, y)
     }
 
     fn max_abs(&self, vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {

@@ -5,7 +5,8 @@
 //!
 //! Accumulation is in f32 and never in TF32. Which algorithm runs is settled once for each [`Key`], where the number of
 //! rows counts only as its bucket, by the library's own heuristic: a function of key, library and device, so equal
-//! workers choose equally. Algorithms that reduce in place or in the output's type are excluded.
+//! workers choose equally; a hash of the choices for all frozen layers ([`algorithms`]) is part of the numerics fingerprint,
+//! which finds those that are not. Algorithms that reduce in place or in the output's type are excluded.
 
 use super::libraries::Library;
 use super::memory::{Buffer, Pool};
@@ -15,12 +16,16 @@ use crate::check::ensure;
 use crate::contract::Result;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Workspace that algorithms may use: what NVIDIA recommends for Hopper, and enough elsewhere.
 const WORKSPACE: usize = 32 << 20;
+
+/// Buckets of rows whose algorithms are hashed: up to 2^20, beyond any micro-batch.
+const BUCKETS: std::ops::RangeInclusive<u32> = 0..=20;
 
 /// `CUBLAS_OP_T`, which the bindings of cuBLASLt lack.
 const TRANSPOSED: i32 = 1;
@@ -97,6 +102,14 @@ impl Key {
     }
 }
 
+/// A frozen layer, as far as its products depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Shape {
+    pub(super) out: usize,
+    pub(super) inp: usize,
+    pub(super) bias: bool,
+}
+
 /// cuBLASLt, with what it was asked before.
 #[derive(Debug)]
 pub(super) struct Blas {
@@ -105,6 +118,8 @@ pub(super) struct Blas {
     /// One is enough: products follow each other on one stream.
     workspace: Buffer,
     chosen: Mutex<HashMap<Key, Arc<Plan>>>,
+    /// The frozen layers of this backend.
+    shapes: Mutex<BTreeSet<Shape>>,
 }
 
 // SAFETY: a handle of cuBLASLt may be used by several threads at once.
@@ -211,7 +226,12 @@ impl Blas {
         let handle = result::create_handle().map_err(failed("starting"))?;
         // SAFETY: a question without operands.
         let version = unsafe { sys::cublasLtGetVersion() };
-        Ok(Self { handle, version, workspace, chosen: Mutex::default() })
+        Ok(Self { handle, version, workspace, chosen: Mutex::default(), shapes: Mutex::default() })
+    }
+
+    /// Remembers a frozen layer for [`algorithms`].
+    pub(super) fn remember(&self, shape: Shape) {
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(shape);
     }
 
     /// Version and policy, as the numerics fingerprint has them.
@@ -242,6 +262,36 @@ impl Drop for Blas {
         // SAFETY: made once, destroyed once. A failure leaves nothing to do.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
+}
+
+/// The products that a frozen layer takes part in, with so many rows: forward (as the head also to f32), and backward.
+fn products(shape: &Shape, rows: usize, storage: Storage) -> [(View, Weight, View, Terms, View); 3] {
+    // No address: whatever is allocated is aligned to the most that counts.
+    let view = |rows, cols, storage| View::new(0, rows, cols, storage);
+    let Shape { out, inp, bias } = *shape;
+    let (x, w, y) = (view(rows, inp, storage), view(out, inp, storage), view(rows, out, storage));
+    let forward = Terms { add: false, bias: bias.then_some(0) };
+    [
+        (x, Weight::Transposed, w, forward, y),
+        (x, Weight::Transposed, w, forward, View { storage: Storage::F32, ..y }),
+        (y, Weight::Plain, w, Terms::default(), x),
+    ]
+}
+
+/// A hash of the algorithms for all frozen layers and all numbers of rows: equal where the heuristic chose equally.
+pub(super) fn algorithms(b: &CudaBackend) -> Result<u64> {
+    let shapes = b.blas.shapes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    b.device().bind()?;
+    let mut hash = DefaultHasher::new();
+    for shape in &shapes {
+        for rows in BUCKETS.map(|bits| 1 << bits) {
+            for (x, weight, w, terms, y) in products(shape, rows, b.storage()) {
+                let plan = b.blas.plan(Key::new(&x, weight, &w, terms, &y), &x, &w, &y)?;
+                plan.algorithm.data.hash(&mut hash);
+            }
+        }
+    }
+    Ok(hash.finish())
 }
 
 impl CudaBackend {

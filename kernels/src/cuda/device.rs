@@ -49,7 +49,7 @@ impl Device {
         result::init().map_err(failed("starting the driver"))?;
         let count = CudaContext::device_count().map_err(failed("counting devices"))?;
         if ordinal >= count.max(0) as usize {
-            return Err(KernelError::Device(format!("there is no device cuda:{ordinal}; the driver finds {count}")));
+            return Err(KernelError::Unusable(format!("there is no device cuda:{ordinal}; the driver finds {count}")));
         }
         let context = CudaContext::new(ordinal).map_err(failed(format_args!("opening cuda:{ordinal}")))?;
         // SAFETY: nothing is allocated yet, and all work goes to one stream, so no event is needed to order it.

@@ -56,11 +56,11 @@ impl Library {
     }
 
     /// # Errors
-    /// [`KernelError::Device`], naming the library and how to get it, when the loader does not find it.
+    /// [`KernelError::Unusable`], naming the library and how to get it, when the loader does not find it.
     pub fn require(self) -> Result<()> {
         if self.is_present() {
             return Ok(());
         }
-        Err(KernelError::Device(format!("{} is not found: {}", self.file(), self.remedy())))
+        Err(KernelError::Unusable(format!("{} is not found: {}", self.file(), self.remedy())))
     }
 }

@@ -39,6 +39,7 @@ mod weights;
 pub use buffers::{Cache, IndexVector, IntegerVector, Matrix, Packing, Vector};
 pub use libraries::Library;
 pub use memory::MemoryUse;
+pub use modules::kernels_for;
 pub use probe::{DeviceProbe, Probe, probe};
 pub use weights::{FrozenLinear, RotaryTable, Table};
 
@@ -90,7 +91,8 @@ impl CudaBackend {
     /// A backend on device number `ordinal`, storing activations and frozen weights as `storage`.
     ///
     /// # Errors
-    /// [`crate::KernelError::Device`] when a library is missing, when there is no such device, or when it fails.
+    /// [`crate::KernelError::Unusable`] when a library is missing or there is no such device,
+    /// [`crate::KernelError::Device`] when it fails.
     pub fn new(ordinal: usize, storage: Storage) -> Result<Self> {
         let device = Arc::new(device::Device::open(ordinal)?);
         let memory = Arc::new(memory::Pool::new(device));
@@ -125,7 +127,14 @@ impl CudaBackend {
 
     /// All that may change a bit.
     fn description(&self) -> String {
-        format!("cuda {}; {}; {}", self.storage.suffix(), self.device().description(), self.blas.description())
+        // What cannot be asked now will fail when it is wanted, with the same words.
+        let algorithms = blas::algorithms(self).map_or_else(|error| error.to_string(), |hash| format!("{hash:016x}"));
+        format!(
+            "cuda {}; {}; {}, algorithms {algorithms}",
+            self.storage.suffix(),
+            self.device().description(),
+            self.blas.description()
+        )
     }
 
     fn device(&self) -> &device::Device {

@@ -14,6 +14,9 @@ type Artifact = (&'static str, &'static str, &'static [u8]);
 
 static ARTIFACTS: &[Artifact] = include!(concat!(env!("OUT_DIR"), "/artifacts.rs"));
 
+/// The architecture that the PTX is for.
+const PTX_CAPABILITY: (i32, i32) = (8, 0);
+
 /// Dynamic shared memory that a kernel may have without asking.
 const ORDINARY_SHARED_BYTES: u32 = 48 << 10;
 
@@ -41,6 +44,20 @@ impl Drop for Module {
 // SAFETY: handles of the driver, which may be used by any thread of the process; the context they belong to outlives
 // them, as `Device` owns both.
 unsafe impl Send for Module {}
+
+/// The forms in which a device of this compute capability runs a kernel, best first: the cubin for its architecture, one
+/// for its major version and a smaller minor, and PTX, which the driver compiles.
+fn forms((major, minor): (i32, i32)) -> impl Iterator<Item = String> {
+    (0..=minor).rev().map(move |minor| format!("sm_{major}{minor}")).chain(["ptx".to_owned()])
+}
+
+/// Which form of the kernels a device of this compute capability runs, in words; `None` when it is too old for all.
+#[must_use]
+pub fn kernels_for(capability: (i32, i32)) -> Option<String> {
+    let has = |form: &String| ARTIFACTS.iter().any(|(_, there, _)| there == form);
+    let form = forms(capability).find(has).filter(|_| capability >= PTX_CAPABILITY)?;
+    Some(if form == "ptx" { "kernels compiled by the driver from PTX".into() } else { format!("kernels of {form}") })
+}
 
 /// The modules of one device.
 #[derive(Debug)]
@@ -90,9 +107,8 @@ impl Modules {
             return Ok(module);
         }
         let (major, minor) = self.capability;
-        let forms = (0..=minor).rev().map(|minor| format!("sm_{major}{minor}")).chain(["ptx".to_owned()]);
         let mut refused = String::new();
-        for form in forms {
+        for form in forms(self.capability) {
             let Some((_, _, content)) = ARTIFACTS.iter().find(|(f, g, _)| *f == file && *g == form) else { continue };
             match load_image(content) {
                 Ok(module) => return Ok(module),

@@ -1,7 +1,8 @@
-//! AdamW: one launch over the flat vector.
+//! AdamW and sums of gradients: one launch over the flat vector.
 
 use super::buffers::Vector;
-use super::{CudaBackend, Grid, check};
+use super::check::{self, length};
+use super::{CudaBackend, Grid};
 use crate::adamw::Factors;
 use crate::contract::{AdamW, Result};
 
@@ -34,4 +35,11 @@ pub(super) fn adamw(
         gradient_scale.into(),
     ];
     b.launch("optimizer", "adamw", false, Grid::elements(len, THREADS), &args)
+}
+
+pub(super) fn add_scaled(b: &CudaBackend, x: &mut Vector, scale: f32, y: &Vector) -> Result<()> {
+    length("add_scaled", "y", y.len(), x.len())?;
+    let len = x.len();
+    let args = [x.into(), scale.into(), y.into(), (len as u64).into()];
+    b.launch("optimizer", "add_scaled", false, Grid::elements(len, THREADS), &args)
 }

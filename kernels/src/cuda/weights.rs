@@ -1,5 +1,6 @@
 //! Frozen weights on the device.
 
+use super::blas::Shape;
 use super::buffers::Vector;
 use super::check::{ensure, length};
 use super::memory::Buffer;
@@ -51,6 +52,7 @@ impl FrozenLinear {
             length("pack_linear", "the bias", bias.len(), out)?;
         }
         let weight = Table::new(b, "pack_linear", weight, out, inp)?;
+        b.blas.remember(Shape { out, inp, bias: bias.is_some() });
         let bias = bias.map(|bias| Bias::new(b, bias)).transpose()?;
         Ok(Self { weight, bias })
     }

@@ -56,6 +56,9 @@ pub enum CollectiveError {
         /// How the last attempt ended.
         last: String,
     },
+    /// NCCL failed, in its own words.
+    #[error("nccl: {0}")]
+    Nccl(String),
     /// Rank, world size or listener make no ring.
     #[error("the ring cannot be built: {0}")]
     Setup(String),

@@ -1,4 +1,4 @@
-//! The one frame of the ring: a header of fixed size, then little-endian 64-bit integers.
+//! The one frame of the ring: a header of fixed size, then little-endian numbers.
 //!
 //! Both ends know every frame that is due, so a receiver compares the header with the one it expects before it reads
 //! the payload: no length from the wire ever decides how much memory is taken.
@@ -24,14 +24,16 @@ pub(super) enum Kind {
     Welcome = 2,
     /// The connection is not wanted: the header tells who this is.
     Refused = 3,
-    /// Part of a sum.
+    /// Part of a sum of integers.
     Sum = 4,
-    /// Part of a maximum.
+    /// Part of a maximum of integers.
     Max = 5,
+    /// Part of a sum of f32.
+    SumReals = 6,
 }
 
 impl Kind {
-    const ALL: [Self; 5] = [Self::Hello, Self::Welcome, Self::Refused, Self::Sum, Self::Max];
+    const ALL: [Self; 6] = [Self::Hello, Self::Welcome, Self::Refused, Self::Sum, Self::Max, Self::SumReals];
 }
 
 /// Header of a frame.

@@ -1,23 +1,29 @@
 //! Sums and maxima over all ranks.
 //!
-//! Everything reduced is an integer, so that the result is the same for any number of ranks and any order
-//! (design: exactness). [`Solo`] is a world of one; [`TcpRing`] joins processes over TCP.
+//! What is summed exactly is integers, so that the result is the same for any number of ranks and any order (design:
+//! exactness). [`Solo`] is a world of one; [`TcpRing`] joins processes over TCP, through host memory; NCCL joins CUDA
+//! devices. The trainer sees all of them as a [`DeviceCollective`].
 
 mod abort;
+mod device;
+mod element;
 mod error;
 mod frame;
 mod handshake;
+mod nccl;
 mod ring;
 mod schedule;
 mod socket;
 mod writer;
 
 pub use abort::AbortHandle;
+pub use device::{DeviceCollective, Operand};
 pub use error::{CollectiveError, Peer};
 pub use frame::FrameError;
+pub(crate) use nccl::{NcclDevice, NcclPlace};
 pub use ring::{RingConfig, TcpRing};
 
-/// Reductions over the ranks of one generation. Blocking: called from the compute thread.
+/// Reductions over the ranks of one generation, of numbers in host memory. Blocking: called from the compute thread.
 ///
 /// All ranks make the same calls in the same order, with vectors of equal length. After an error the collective is
 /// broken for good, and `values` holds garbage; the next generation builds a new one.
@@ -39,6 +45,35 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
     fn all_reduce_max(&mut self, values: &mut [i64]) -> Result<(), CollectiveError>;
+
+    /// Replaces `values` on every rank by the elementwise sum over all ranks: the same bits on all of them, in an order
+    /// of additions that depends on their number.
+    ///
+    /// # Errors
+    /// As [`Collective::all_reduce_sum`].
+    fn all_reduce_sum_reals(&mut self, values: &mut [f32]) -> Result<(), CollectiveError>;
+}
+
+impl<C: Collective + ?Sized> Collective for Box<C> {
+    fn rank(&self) -> usize {
+        (**self).rank()
+    }
+
+    fn world_size(&self) -> usize {
+        (**self).world_size()
+    }
+
+    fn all_reduce_sum(&mut self, values: &mut [i64]) -> Result<(), CollectiveError> {
+        (**self).all_reduce_sum(values)
+    }
+
+    fn all_reduce_max(&mut self, values: &mut [i64]) -> Result<(), CollectiveError> {
+        (**self).all_reduce_max(values)
+    }
+
+    fn all_reduce_sum_reals(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        (**self).all_reduce_sum_reals(values)
+    }
 }
 
 /// A world of one: every reduction is the identity.
@@ -59,6 +94,10 @@ impl Collective for Solo {
     }
 
     fn all_reduce_max(&mut self, _values: &mut [i64]) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn all_reduce_sum_reals(&mut self, _values: &mut [f32]) -> Result<(), CollectiveError> {
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Ranks in a ring, each connected to its neighbours by TCP.
 
+use super::element::{Element, combine, decode, encode};
 use super::frame::{HEADER_LEN, Header, Kind, MAX_PAYLOAD, run_hash, verify};
 use super::handshake::{self, Neighbours};
 use super::schedule::Schedule;
@@ -81,11 +82,16 @@ impl TcpRing {
     }
 
     /// Runs one reduction; a failure breaks the ring and lets the neighbours know.
-    fn reduce(&mut self, kind: Kind, values: &mut [i64]) -> Result<(), CollectiveError> {
+    fn reduce<E: Element>(
+        &mut self,
+        kind: Kind,
+        values: &mut [E],
+        op: impl Fn(E, E) -> E + Copy,
+    ) -> Result<(), CollectiveError> {
         if self.broken {
             return Err(CollectiveError::Broken);
         }
-        self.exchange(kind, values).map_err(|error| {
+        self.exchange(kind, values, op).map_err(|error| {
             self.broken = true;
             // Asked before severing, which makes the writer fail as well.
             let (aborted, unsent) = (self.abort.check(), self.writer.failure());
@@ -98,13 +104,21 @@ impl TcpRing {
         })
     }
 
-    fn exchange(&mut self, kind: Kind, values: &mut [i64]) -> Result<(), CollectiveError> {
+    fn exchange<E: Element>(
+        &mut self,
+        kind: Kind,
+        values: &mut [E],
+        op: impl Fn(E, E) -> E + Copy,
+    ) -> Result<(), CollectiveError> {
         let deadline = Instant::now() + self.timeout;
         let schedule = Schedule::new(values.len(), self.place.addresses.len(), self.place.rank, self.chunk);
         let total = values.len();
-        let header = |round, part: &Range<usize>| self.place.header(kind, self.sequence, round, total, part);
+        let header = |round, part: &Range<usize>| {
+            let bytes = E::BYTES * part.len();
+            self.place.header(kind, self.sequence, round, total, part.start, bytes)
+        };
         for part in schedule.first_sent() {
-            let mut frame = self.writer.frame(HEADER_LEN + size_of::<i64>() * part.len());
+            let mut frame = self.writer.frame(HEADER_LEN + E::BYTES * part.len());
             encode(&values[part.clone()], &mut frame[HEADER_LEN..]);
             header(0, &part).seal(&mut frame);
             self.writer.send(frame);
@@ -113,7 +127,7 @@ impl TcpRing {
             for part in schedule.received(round) {
                 let mut frame = self.receive(&header(round, &part), deadline)?;
                 if schedule.reduces(round) {
-                    combine(kind, &mut values[part.clone()], &mut frame[HEADER_LEN..]);
+                    combine(&mut values[part.clone()], &mut frame[HEADER_LEN..], op);
                 } else {
                     decode(&mut values[part.clone()], &frame[HEADER_LEN..]);
                 }
@@ -159,11 +173,15 @@ impl Collective for TcpRing {
     }
 
     fn all_reduce_sum(&mut self, values: &mut [i64]) -> Result<(), CollectiveError> {
-        self.reduce(Kind::Sum, values)
+        self.reduce(Kind::Sum, values, i64::wrapping_add)
     }
 
     fn all_reduce_max(&mut self, values: &mut [i64]) -> Result<(), CollectiveError> {
-        self.reduce(Kind::Max, values)
+        self.reduce(Kind::Max, values, i64::max)
+    }
+
+    fn all_reduce_sum_reals(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        self.reduce(Kind::SumReals, values, |here, there| here + there)
     }
 }
 
@@ -201,46 +219,20 @@ impl Place {
 
     /// A frame of the handshake, as `rank` sends it.
     pub(super) fn greeting(&self, kind: Kind, rank: usize) -> Header {
-        self.header(kind, 0, 0, self.addresses.len(), &(rank..rank))
+        self.header(kind, 0, 0, self.addresses.len(), rank, 0)
     }
 
-    fn header(&self, kind: Kind, sequence: u64, round: usize, total: usize, part: &Range<usize>) -> Header {
+    fn header(&self, kind: Kind, sequence: u64, round: usize, total: usize, offset: usize, bytes: usize) -> Header {
         Header {
             kind,
             round: round as u32,
-            length: (size_of::<i64>() * part.len()) as u32,
+            length: bytes as u32,
             run: self.run,
             epoch: self.generation.epoch,
             number: self.generation.number,
             sequence,
             total: total as u64,
-            offset: part.start as u64,
+            offset: offset as u64,
         }
-    }
-}
-
-fn encode(values: &[i64], bytes: &mut [u8]) {
-    for (value, bytes) in values.iter().zip(bytes.as_chunks_mut().0) {
-        *bytes = value.to_le_bytes();
-    }
-}
-
-fn decode(values: &mut [i64], bytes: &[u8]) {
-    for (value, bytes) in values.iter_mut().zip(bytes.as_chunks().0) {
-        *value = i64::from_le_bytes(*bytes);
-    }
-}
-
-/// Combines what arrived with what is here; the result goes to both.
-fn combine(kind: Kind, values: &mut [i64], bytes: &mut [u8]) {
-    let pairs = values.iter_mut().zip(bytes.as_chunks_mut().0);
-    let apply = |(value, bytes): (&mut i64, &mut [u8; 8]), op: fn(i64, i64) -> i64| {
-        *value = op(*value, i64::from_le_bytes(*bytes));
-        *bytes = value.to_le_bytes();
-    };
-    if kind == Kind::Max {
-        pairs.for_each(|pair| apply(pair, i64::max));
-    } else {
-        pairs.for_each(|pair| apply(pair, i64::wrapping_add));
     }
 }

@@ -1,14 +1,15 @@
 //! The compute thread: carries out one order after the other, away from the async runtime.
 
 use super::conversation::Event;
-use super::engine::{Engine, Loader};
+use super::engine::{Engine, Meeting};
+use super::load::Loader;
 use crate::WorkerError;
-use crate::collective::{AbortHandle, Collective, CollectiveError, RingConfig, Solo, TcpRing};
+use crate::collective::{AbortHandle, CollectiveError, NcclPlace, RingConfig, Solo, TcpRing};
 use crate::progress::Progress;
 use crate::trainer::{ExportedState, StepOutcome};
 use ballast_proto::v1::{
-    Generation, GenerationFormed, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, next_task_response::Task,
-    task_result,
+    CommunicatorId, Generation, GenerationFormed, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
+    next_task_response::Task, task_result,
 };
 use ballast_proto::{Coded, Failure};
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub(super) struct Training {
     pub(super) checkpoint: Vec<(String, Bytes)>,
     /// This rank's shards, in step order.
     pub(super) shards: mpsc::Receiver<StepShard>,
+    /// The secret by which the ranks meet, from another rank; taken once.
+    pub(super) communicator: Option<oneshot::Receiver<Bytes>>,
     pub(super) control: Control,
 }
 
@@ -120,7 +123,9 @@ impl Computer {
     fn train(&self, engine: &mut dyn Engine, mut training: Training) -> Result<Trained, WorkerError> {
         prepare(engine, &training)?;
         let generation = training.generation;
-        match self.train_steps(engine, &mut training) {
+        let trained = self.connect(engine, &mut training).and_then(|()| self.train_steps(engine, &mut training));
+        engine.disconnect();
+        match trained {
             Err(WorkerError::Collective(CollectiveError::Aborted(reason))) => {
                 tracing::info!(%generation, reason, "generation aborted");
                 Ok(Trained::Over)
@@ -134,7 +139,6 @@ impl Computer {
     }
 
     fn train_steps(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<Trained, WorkerError> {
-        let mut collective = self.collective(training)?;
         loop {
             if engine.applied_step() >= training.control.last_step.load(Ordering::Relaxed) {
                 return Ok(Trained::Over);
@@ -142,9 +146,9 @@ impl Computer {
             self.progress.set_phase(Phase::Waiting);
             // The stream ends with the generation, be it done or aborted.
             let Some(shard) = training.shards.blocking_recv() else { return Ok(Trained::Over) };
-            let outcome = engine.step(&shard, &mut *collective)?;
+            let outcome = engine.step(&shard)?;
             self.tell(Event::Stepped(report(training.generation, shard.step, &outcome)));
-            if shard.checkpoint_after && collective.rank() == 0 {
+            if shard.checkpoint_after && training.formed.rank == 0 {
                 let snapshot = Snapshot { generation: training.generation, state: engine.export_state()? };
                 if self.snapshots.blocking_send(snapshot).is_err() {
                     return Ok(Trained::Unheard);
@@ -156,22 +160,48 @@ impl Computer {
         }
     }
 
-    fn collective(&self, training: &Training) -> Result<Box<dyn Collective>, WorkerError> {
-        let addresses = training.formed.ring_addresses.clone();
+    /// Meets the other ranks.
+    fn connect(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<(), WorkerError> {
+        let (rank, addresses) = (training.formed.rank as usize, training.formed.ring_addresses.clone());
         if addresses.len() == 1 {
-            return Ok(Box::new(Solo));
+            return engine.connect(Meeting::Host(Box::new(Solo)));
         }
         let timeouts = self.run.timeouts.as_ref().ok_or_else(|| WorkerError::RunSpec("timeouts are missing".into()))?;
-        let config = RingConfig {
-            run_id: self.run.run_id.clone(),
-            generation: training.generation,
-            rank: training.formed.rank as usize,
-            addresses,
-            timeout: Duration::from_millis(timeouts.collective_ms),
+        let timeout = Duration::from_millis(timeouts.collective_ms);
+        let abort = training.control.abort.clone();
+        let meeting = match training.formed.transport() {
+            Transport::Tcp => {
+                let (run_id, generation) = (self.run.run_id.clone(), training.generation);
+                let config = RingConfig { run_id, generation, rank, addresses, timeout };
+                self.progress.set_phase(Phase::Reduce);
+                Meeting::Host(Box::new(TcpRing::connect(&self.listener, config, &abort, self.progress.clone())?))
+            }
+            Transport::Nccl => {
+                let id = self.communicator_id(engine, training)?;
+                let (world_size, progress) = (addresses.len(), self.progress.clone());
+                self.progress.set_phase(Phase::Reduce);
+                Meeting::Nccl(NcclPlace { id, rank, world_size, timeout, abort, progress })
+            }
+            Transport::Unspecified => {
+                let generation = training.generation;
+                return Err(WorkerError::RunSpec(format!("generation {generation} meets in a way that is not known")));
+            }
         };
-        self.progress.set_phase(Phase::Reduce);
-        let ring = TcpRing::connect(&self.listener, config, &training.control.abort, self.progress.clone())?;
-        Ok(Box::new(ring))
+        engine.connect(meeting)
+    }
+
+    /// Rank 0 makes the secret and lets the coordinator pass it on; the others wait for it.
+    fn communicator_id(&self, engine: &dyn Engine, training: &mut Training) -> Result<Bytes, WorkerError> {
+        if training.formed.rank == 0 {
+            let id = engine.communicator_id()?;
+            let generation = Some(training.generation);
+            self.tell(Event::CommunicatorMade(CommunicatorId { generation, id: id.clone() }));
+            return Ok(id);
+        }
+        self.progress.set_phase(Phase::Waiting);
+        let told = training.communicator.take().and_then(|secret| secret.blocking_recv().ok());
+        // The sender goes with the generation.
+        told.ok_or_else(|| training.control.abort.reason().unwrap_or(CollectiveError::Broken).into())
     }
 
     /// When the session is gone there is nobody to tell, and the thread ends with its next order.

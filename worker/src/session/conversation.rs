@@ -5,10 +5,11 @@
 
 use ballast_proto::v1::worker_message::Message as Say;
 use ballast_proto::v1::{
-    CoordinatorMessage, Generation, GenerationFailed, GenerationFormed, Leaving, Ready, StepReport,
+    CommunicatorId, CoordinatorMessage, Generation, GenerationFailed, GenerationFormed, Leaving, Ready, StepReport,
     coordinator_message::Message,
 };
 use ballast_proto::{ErrorCode, Failure, exit};
+use bytes::Bytes;
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub(super) enum Event {
     Lost(Failure),
     /// The base model is loaded.
     Loaded(Ready),
+    /// This rank made the secret by which the ranks of its generation meet.
+    CommunicatorMade(CommunicatorId),
     /// A step was applied.
     Stepped(StepReport),
     /// The generation's collective broke.
@@ -36,6 +39,8 @@ pub(super) enum Action {
     Say(Say),
     /// Begin a generation.
     Enter(GenerationFormed),
+    /// Meet the other ranks by this secret.
+    Meet(Bytes),
     /// Give the current generation up at once.
     Abort { reason: String },
     /// Let this step of the current generation be the last.
@@ -87,6 +92,10 @@ impl Conversation {
                 self.loaded = true;
                 vec![Action::Say(Say::Ready(ready))]
             }
+            Event::CommunicatorMade(id) if self.is_current(id.generation) => {
+                vec![Action::Say(Say::CommunicatorId(id))]
+            }
+            Event::CommunicatorMade(id) => vec![stale("communicator", id.generation)],
             Event::Stepped(report) if self.is_current(report.generation) => {
                 vec![Action::Say(Say::StepReport(report))]
             }
@@ -115,6 +124,8 @@ impl Conversation {
     fn heard(&mut self, message: CoordinatorMessage) -> Vec<Action> {
         match message.message {
             Some(Message::GenerationFormed(formed)) => self.formed(formed),
+            Some(Message::CommunicatorId(id)) if self.is_current(id.generation) => vec![Action::Meet(id.id)],
+            Some(Message::CommunicatorId(id)) => vec![stale("communicator", id.generation)],
             Some(Message::AbortGeneration(abort)) if self.is_current(abort.generation) => {
                 self.aborted = true;
                 vec![Action::Abort { reason: abort.reason }]
@@ -228,6 +239,10 @@ mod tests {
         assert_eq!(hear(&mut conversation, stop), [Action::StopAfter(9)]);
         let evaluate = Message::Evaluate(EvaluatePhase { generation: Some(G2) });
         assert_eq!(hear(&mut conversation, evaluate), [Action::Evaluate(G2)]);
+        let id = CommunicatorId { generation: Some(G2), id: Bytes::from_static(b"secret") };
+        assert_eq!(hear(&mut conversation, Message::CommunicatorId(id.clone())), [Action::Meet(id.id.clone())]);
+        let made = conversation.on(Event::CommunicatorMade(id.clone()));
+        assert_eq!(made, [Action::Say(Say::CommunicatorId(id))]);
         let report = StepReport { generation: Some(G2), step: 1, ..Default::default() };
         assert_eq!(conversation.on(Event::Stepped(report.clone())), [Action::Say(Say::StepReport(report))]);
         assert_eq!(hear(&mut conversation, abort(G2)), [Action::Abort { reason: "worker 2 is gone".into() }]);
@@ -241,12 +256,15 @@ mod tests {
                 Message::AbortGeneration(AbortGeneration { generation: other, reason: String::new() }),
                 Message::StopAfter(StopAfter { generation: other, step: 9 }),
                 Message::Evaluate(EvaluatePhase { generation: other }),
+                Message::CommunicatorId(CommunicatorId { generation: other, id: Bytes::new() }),
             ];
             for message in messages {
                 assert!(ignored(&hear(&mut conversation, message)));
             }
             let report = StepReport { generation: other, ..Default::default() };
             assert!(ignored(&conversation.on(Event::Stepped(report))));
+            let id = CommunicatorId { generation: other, id: Bytes::new() };
+            assert!(ignored(&conversation.on(Event::CommunicatorMade(id))));
         }
         let mut conversation = in_generation(G2);
         for old in [G1, G2] {

@@ -3,19 +3,21 @@
 use super::compute::{Computer, Control, Order};
 use super::connect::{Coordinator, Joined};
 use super::conversation::{Action, Conversation, Ending, Event};
-use super::engine::Loader;
 use super::evaluation::evaluate_all;
 use super::generation::Errands;
+use super::load::Loader;
 use super::upload::upload_all;
 use crate::progress::Progress;
 use ballast_proto::v1::worker_message::Message as Say;
 use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, RunSpec, WorkerMessage};
 use ballast_proto::{ErrorCode, Failure};
+use bytes::Bytes;
 use std::future::Future;
 use std::net::TcpListener;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -42,6 +44,9 @@ struct Driver {
 
 struct Running {
     control: Control,
+    /// Where the secret goes by which the ranks meet; dropped with the generation, for which the compute thread may be
+    /// waiting.
+    communicator: Option<oneshot::Sender<Bytes>>,
     errands: tokio::task::AbortHandle,
 }
 
@@ -114,13 +119,19 @@ impl Driver {
             Action::Abort { reason } => {
                 if let Some(running) = self.running.take() {
                     running.control.abort.abort(&reason);
-                    // Ends the shard stream, for which the compute thread may be waiting.
+                    // Ends the stream of shards, for which the compute thread may be waiting.
                     running.errands.abort();
                 }
             }
             Action::StopAfter(step) => {
                 if let Some(running) = &self.running {
                     running.control.stop_after(step);
+                }
+            }
+            Action::Meet(id) => {
+                if let Some(communicator) = self.running.as_mut().and_then(|running| running.communicator.take()) {
+                    // The compute thread no longer waits when the generation is over.
+                    let _ = communicator.send(id);
                 }
             }
             Action::Evaluate(generation) => {
@@ -139,8 +150,9 @@ impl Driver {
         tracing::info!(%generation, rank, world_size, start_step = step, "generation formed");
         let control = Control::new();
         let errands = Errands { coordinator: self.coordinator.clone(), worker_id: self.worker_id, generation };
-        let errands = self.errand(errands.run(formed, control.clone(), self.orders.clone()));
-        self.running = Some(Running { control, errands });
+        let (communicator, id) = oneshot::channel();
+        let errands = self.errand(errands.run(formed, control.clone(), id, self.orders.clone()));
+        self.running = Some(Running { control, communicator: Some(communicator), errands });
     }
 
     /// Runs something beside the conversation; its failure is the worker's.

@@ -1,18 +1,12 @@
 //! What the session drives: something that trains.
 
 use crate::WorkerError;
-use crate::collective::Collective;
+use crate::collective::{Collective, DeviceCollective, NcclDevice, NcclPlace};
 use crate::evaluate;
 use crate::model::Decoder;
-use crate::progress::Progress;
 use crate::trainer::{ExportedState, StepOutcome, Trainer};
-use ballast_basemodel::ModelSource;
-use ballast_kernels::{Backend, cpu::CpuBackend};
 use ballast_proto::v1::{NumericsFingerprint, RunSpec, StepShard, next_task_response::Task, task_result};
-use ballast_proto::{ErrorCode, Failure};
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::sync::Arc;
 
 /// A training state with a base model under it. Lives on the compute thread.
@@ -27,63 +21,38 @@ pub(super) trait Engine {
     fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError>;
     /// The state as files.
     fn export_state(&self) -> Result<ExportedState, WorkerError>;
-    /// Trains one step.
-    fn step(&mut self, shard: &StepShard, collective: &mut dyn Collective) -> Result<StepOutcome, WorkerError>;
+    /// A secret by which the ranks of one generation can meet over NCCL.
+    fn communicator_id(&self) -> Result<Bytes, WorkerError>;
+    /// Meets the other ranks of a generation.
+    fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError>;
+    /// Trains one step, with the ranks it has met.
+    fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError>;
+    /// Parts from the other ranks.
+    fn disconnect(&mut self);
     /// Runs one evaluation task.
     fn evaluate(&mut self, task: &Task) -> Result<task_result::Result, WorkerError>;
 }
 
-/// Makes the engine of a run, on the compute thread.
-pub(super) type Loader = Box<dyn FnOnce(&RunSpec, &Progress) -> Result<Box<dyn Engine>, WorkerError> + Send>;
+/// How the ranks of a generation meet.
+pub(super) enum Meeting {
+    /// They have met already, and exchange what is in host memory.
+    Host(Box<dyn Collective>),
+    /// Over NCCL.
+    Nccl(NcclPlace),
+}
 
 /// The trainer on a backend.
-struct TrainerEngine<B: Backend> {
-    trainer: Trainer<B>,
-    decoder: Arc<Decoder<B>>,
-    backend: Arc<B>,
-    run: RunSpec,
-    fingerprint: NumericsFingerprint,
+pub(super) struct TrainerEngine<B: NcclDevice> {
+    pub(super) trainer: Trainer<B>,
+    pub(super) decoder: Arc<Decoder<B>>,
+    pub(super) backend: Arc<B>,
+    pub(super) run: RunSpec,
+    pub(super) fingerprint: NumericsFingerprint,
+    /// The ranks of the current generation.
+    pub(super) collective: Option<Box<dyn DeviceCollective<B>>>,
 }
 
-/// Loads the run's base model (or `override_source`) onto the CPU, with so many threads (the run's number when `None`).
-pub(super) fn load_on_cpu(
-    run: &RunSpec,
-    override_source: Option<&str>,
-    threads: Option<usize>,
-    progress: &Progress,
-) -> Result<Box<dyn Engine>, WorkerError> {
-    let expected = run.base_model.as_ref().ok_or_else(|| WorkerError::RunSpec("base_model is missing".into()))?;
-    let revision = Some(expected.revision.as_str()).filter(|revision| !revision.is_empty());
-    let source = match override_source {
-        Some(source) => ModelSource::parse(source, None)?,
-        None => ModelSource::parse(&expected.source, revision)?,
-    };
-    let model = source.fetch()?;
-    let sha256 = model.sha256()?;
-    if sha256 != expected.sha256 {
-        return Err(Failure::new(
-            ErrorCode::ModelMismatch,
-            format!(
-                "the base model at {} has sha256 {sha256}, the run's has {}: give this worker the same files (--model)",
-                override_source.unwrap_or(&expected.source),
-                expected.sha256
-            ),
-        )
-        .into());
-    }
-    let backend = Arc::new(CpuBackend::new(threads.unwrap_or(run.threads as usize))?);
-    let decoder = Arc::new(Decoder::load(&backend, &model)?);
-    let fingerprint = NumericsFingerprint {
-        binary_sha256: binary_sha256()?,
-        backend: backend.name().into(),
-        arithmetic: backend.arithmetic(),
-        weights_sha256: sha256,
-    };
-    let trainer = Trainer::new(Arc::clone(&backend), Arc::clone(&decoder), run, progress.clone())?;
-    Ok(Box::new(TrainerEngine { trainer, decoder, backend, run: run.clone(), fingerprint }))
-}
-
-impl<B: Backend> Engine for TrainerEngine<B> {
+impl<B: NcclDevice> Engine for TrainerEngine<B> {
     fn fingerprint(&self) -> &NumericsFingerprint {
         &self.fingerprint
     }
@@ -108,21 +77,30 @@ impl<B: Backend> Engine for TrainerEngine<B> {
         self.trainer.export_state()
     }
 
-    fn step(&mut self, shard: &StepShard, collective: &mut dyn Collective) -> Result<StepOutcome, WorkerError> {
-        self.trainer.step(shard, collective)
+    fn communicator_id(&self) -> Result<Bytes, WorkerError> {
+        B::communicator_id()
+    }
+
+    fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError> {
+        self.collective = Some(match meeting {
+            Meeting::Host(collective) => Box::new(collective),
+            Meeting::Nccl(place) => B::connect(&self.backend, place)?,
+        });
+        Ok(())
+    }
+
+    fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError> {
+        let Some(collective) = &mut self.collective else {
+            return Err(WorkerError::Internal(format!("step {} before the ranks have met", shard.step)));
+        };
+        self.trainer.step(shard, &mut **collective)
+    }
+
+    fn disconnect(&mut self) {
+        self.collective = None;
     }
 
     fn evaluate(&mut self, task: &Task) -> Result<task_result::Result, WorkerError> {
         evaluate::run(&mut self.trainer, task)
     }
-}
-
-/// SHA-256 (hex) of the running binary.
-fn binary_sha256() -> Result<String, WorkerError> {
-    let hash = || {
-        let mut hasher = Sha256::new();
-        std::io::copy(&mut File::open(std::env::current_exe()?)?, &mut hasher)?;
-        Ok::<_, std::io::Error>(hex::encode(hasher.finalize()))
-    };
-    hash().map_err(|e| WorkerError::Internal(format!("the binary cannot hash itself: {e}")))
 }

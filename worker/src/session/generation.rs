@@ -9,7 +9,7 @@ use ballast_proto::v1::{
 use ballast_proto::{ErrorCode, Failure};
 use bytes::Bytes;
 use std::sync::mpsc::Sender;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// Shards held here; how far ahead they are sent is the coordinator's decision.
 const PREFETCHED: usize = 4;
@@ -28,6 +28,7 @@ impl Errands {
         self,
         formed: GenerationFormed,
         control: Control,
+        communicator: oneshot::Receiver<Bytes>,
         orders: Sender<Order>,
     ) -> Result<(), Failure> {
         let checkpoint = match formed.state_source() {
@@ -35,7 +36,8 @@ impl Errands {
             _ => Vec::new(),
         };
         let (sender, shards) = mpsc::channel(PREFETCHED);
-        let training = Training { formed, generation: self.generation, checkpoint, shards, control };
+        let (generation, communicator) = (self.generation, Some(communicator));
+        let training = Training { formed, generation, checkpoint, shards, communicator, control };
         orders
             .send(Order::Train(training))
             .map_err(|_| Failure::new(ErrorCode::Internal, "the compute thread has ended"))?;

@@ -12,10 +12,11 @@ mod driver;
 mod engine;
 mod evaluation;
 mod generation;
+mod load;
 mod transfer;
 mod upload;
 
-use crate::WorkerError;
+use crate::{Device, WorkerError};
 use ballast_proto::v1::JoinRequest;
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::future::Future;
@@ -36,6 +37,8 @@ pub struct WorkerOptions {
     pub ring_advertise: Option<String>,
     /// Where this worker has the base model, when not where the run says.
     pub model: Option<String>,
+    /// What it computes on, when not what the run says.
+    pub device: Option<Device>,
     /// Compute threads, when not as many as the run says; 0 for all cores.
     pub threads: Option<usize>,
     /// Let the ring listen beyond loopback without TLS and tokens.
@@ -52,6 +55,7 @@ impl Default for WorkerOptions {
             ring_bind: "127.0.0.1:0".into(),
             ring_advertise: None,
             model: None,
+            device: None,
             threads: None,
             insecure: false,
             connect_timeout: Duration::from_secs(300),
@@ -76,13 +80,12 @@ pub fn run(options: WorkerOptions) -> Result<u8, WorkerError> {
         .enable_all()
         .build()
         .map_err(|e| WorkerError::Internal(format!("the async runtime cannot start: {e}")))?;
-    let (model, threads) = (options.model.clone(), options.threads);
-    if let Some(threads) = threads.filter(|threads| *threads > MOST_THREADS) {
+    let wishes = load::Wishes { model: options.model.clone(), device: options.device, threads: options.threads };
+    if let Some(threads) = wishes.threads.filter(|threads| *threads > MOST_THREADS) {
         let message = format!("--threads {threads}: at most {MOST_THREADS} are allowed, 0 for all cores");
         return Err(Failure::new(ErrorCode::RunFileBadValue, message).into());
     }
-    let load: engine::Loader =
-        Box::new(move |run, progress| engine::load_on_cpu(run, model.as_deref(), threads, progress));
+    let load: load::Loader = Box::new(move |run, progress| load::load(run, &wishes, progress));
     let outcome = runtime.block_on(async {
         let terminated = termination().map_err(|e| internal("signals cannot be caught", &e))?;
         work(options, load, terminated).await
@@ -94,7 +97,7 @@ pub fn run(options: WorkerOptions) -> Result<u8, WorkerError> {
 
 async fn work(
     options: WorkerOptions,
-    load: engine::Loader,
+    load: load::Loader,
     terminated: impl Future<Output = &'static str>,
 ) -> Result<u8, Failure> {
     let (listener, ring_address) =

@@ -14,6 +14,7 @@ enum Draw {
     Report { worker: u64, ahead: u64, state: u8, stale: bool },
     Acknowledge(u64),
     Save(u64),
+    Communicator(u64, bool),
     GenerationFailed(u64),
     Leave(u64, bool),
     Disconnect(u64),
@@ -35,6 +36,7 @@ fn draw() -> impl Strategy<Value = Draw> {
         ),
         10 => (0u64..3).prop_map(Draw::Acknowledge),
         6 => (0u64..3).prop_map(Draw::Save),
+        2 => (worker.clone(), prop::bool::weighted(0.1)).prop_map(|(w, stale)| Draw::Communicator(w, stale)),
         1 => worker.clone().prop_map(Draw::GenerationFailed),
         1 => (worker.clone(), any::<bool>()).prop_map(|(w, peace)| Draw::Leave(w, peace)),
         1 => worker.prop_map(Draw::Disconnect),
@@ -54,7 +56,7 @@ fn event(run: &Run, draw: Draw) -> Event {
         Draw::Connected(worker) => Event::Connected { worker },
         Draw::Ready(worker, fits) => {
             let arithmetic = if fits { "avx2" } else { "other" }.into();
-            Event::Ready { worker, ready: ready(NumericsFingerprint { arithmetic, ..fingerprint() }) }
+            Event::Ready { worker, ready: ready(NumericsFingerprint { arithmetic, ..run.fingerprint.clone() }) }
         }
         Draw::Heartbeat(worker, progress, phase) => {
             Event::Heartbeat { worker, heartbeat: Heartbeat { progress, phase } }
@@ -67,6 +69,10 @@ fn event(run: &Run, draw: Draw) -> Event {
         }
         Draw::Acknowledge(ahead) => Event::Committed { step: committed + ahead },
         Draw::Save(back) => Event::CheckpointSaved { step: (committed + 1).saturating_sub(back) },
+        Draw::Communicator(worker, stale) => {
+            let newest = run.state.generation().unwrap_or_default();
+            Event::CommunicatorMade { worker, id: communicator(if stale { Generation::new(0, 1) } else { newest }) }
+        }
         Draw::GenerationFailed(worker) => {
             let generation = run.state.generation().unwrap_or_default();
             Event::GenerationFailed { worker, generation, reason: "r".into() }
@@ -93,10 +99,12 @@ proptest! {
         evaluate: bool,
         replaceable: bool,
         resumed: bool,
+        cuda: bool,
         draws in prop::collection::vec(draw(), 1..200),
     ) {
         let start = if resumed { Start::Checkpoint(2) } else { Start::Seed };
         let mut run = Run::new(Settings { evaluate, replaceable, start, ..settings(workers) });
+        run.fingerprint.backend = if cuda { "cuda" } else { "cpu" }.into();
         for draw in draws {
             if let Draw::Wait(time) = draw {
                 run.now += time;

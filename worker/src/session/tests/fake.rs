@@ -1,15 +1,16 @@
 //! A coordinator that says what the test wants.
 
-use super::super::engine::{Engine, Loader};
+use super::super::engine::Engine;
+use super::super::load::Loader;
 use super::super::{WorkerOptions, work};
 use super::adder::Adder;
 use crate::WorkerError;
 use ballast_proto::v1::{
     BaseModel, CoordinatorMessage, DownloadRequest, DownloadResponse, Generation, GenerationFormed, JoinRequest,
     JoinResponse, NextTaskRequest, NextTaskResponse, ReportTaskResponse, RunSpec, ShardRequest, StateHeader,
-    StateSource, StepShard, TaskResult, Timeouts, UploadRequest, UploadResponse, WorkerMessage, checkpoint_server,
-    coordinator_message, data_server, evaluation_server, membership_server, next_task_response::Task, upload_request,
-    worker_message,
+    StateSource, StepShard, TaskResult, Timeouts, Transport, UploadRequest, UploadResponse, WorkerMessage,
+    checkpoint_server, coordinator_message, data_server, evaluation_server, membership_server,
+    next_task_response::Task, upload_request, worker_message,
 };
 use ballast_proto::{ErrorCode, Failure};
 use std::collections::VecDeque;
@@ -162,6 +163,7 @@ impl Fake {
             ring_addresses,
             start_step,
             state_source: source as i32,
+            transport: Transport::Tcp as i32,
         }));
     }
 

@@ -1,8 +1,8 @@
-//! AdamW (Loshchilov and Hutter, 1711.05101).
+//! What is done to whole vectors of parameters: AdamW (Loshchilov and Hutter, 1711.05101), and sums of gradients.
 
 use super::CpuBackend;
 use super::buffers::Vector;
-use super::check;
+use super::check::{self, length};
 use super::simd::vectorized;
 use crate::adamw::Factors;
 use crate::contract::{AdamW, Result};
@@ -20,6 +20,12 @@ vectorized! {
             m[i] = first as f32;
             v[i] = second as f32;
             p[i] = (f64::from(p[i]) * f.decay - f.step_size * first / denominator) as f32;
+        }
+    }
+
+    fn add_product(x: &mut [f32], scale: f32, y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += scale * y;
         }
     }
 }
@@ -42,5 +48,13 @@ pub(crate) fn adamw(
     b.threads.for_each(items, |((p, g), (m, v))| {
         update(p, g, m, v, factors);
     });
+    Ok(())
+}
+
+pub(crate) fn add_scaled(b: &CpuBackend, x: &mut Vector, scale: f32, y: &Vector) -> Result<()> {
+    length("add_scaled", "y", y.len(), x.len())?;
+    let piece = b.threads.rows_per_piece(x.len(), 1);
+    let items = x.data_mut().chunks_mut(piece).zip(y.data().chunks(piece)).collect();
+    b.threads.for_each(items, |(x, y): (&mut [f32], &[f32])| add_product(x, scale, y));
     Ok(())
 }

@@ -1,0 +1,132 @@
+//! NCCL between CUDA devices.
+
+use super::{AbortHandle, CollectiveError, DeviceCollective};
+use crate::WorkerError;
+use crate::progress::Progress;
+use ballast_kernels::Backend;
+use ballast_kernels::cpu::CpuBackend;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One rank's place in the communicator of a generation.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "read only where NCCL can be"))]
+pub(crate) struct NcclPlace {
+    /// The secret by which the ranks meet, as [`NcclDevice::communicator_id`] made it on rank 0.
+    pub(crate) id: Bytes,
+    /// This process's position.
+    pub(crate) rank: usize,
+    /// Ranks in the generation.
+    pub(crate) world_size: usize,
+    /// Longest time for the meeting, and for one reduction, waiting for slower ranks included.
+    pub(crate) timeout: Duration,
+    /// Ends it.
+    pub(crate) abort: AbortHandle,
+    /// Ticked when a reduction is over.
+    pub(crate) progress: Progress,
+}
+
+/// A backend, and how its ranks meet over NCCL if they can.
+pub(crate) trait NcclDevice: Backend {
+    /// A new secret.
+    ///
+    /// # Errors
+    /// When NCCL cannot be had.
+    fn communicator_id() -> Result<Bytes, WorkerError>;
+
+    /// Meets the other ranks.
+    ///
+    /// # Errors
+    /// When they are not met in time, the generation was aborted, or NCCL fails.
+    fn connect(backend: &Arc<Self>, place: NcclPlace) -> Result<Box<dyn DeviceCollective<Self>>, WorkerError>;
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::{Arc, Bytes, NcclDevice, NcclPlace};
+    use crate::WorkerError;
+    use crate::collective::{CollectiveError, DeviceCollective, Operand};
+    use crate::progress::Progress;
+    use ballast_kernels::cuda::{
+        Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, CudaBackend, Member, Reduction,
+    };
+
+    /// The ranks of a generation, over NCCL.
+    struct NcclRanks {
+        communicator: Communicator,
+        progress: Progress,
+    }
+
+    impl NcclDevice for CudaBackend {
+        fn communicator_id() -> Result<Bytes, WorkerError> {
+            Ok(Bytes::copy_from_slice(&CommunicatorId::new().map_err(failed)?.to_bytes()))
+        }
+
+        fn connect(backend: &Arc<Self>, place: NcclPlace) -> Result<Box<dyn DeviceCollective<Self>>, WorkerError> {
+            let NcclPlace { id, rank, world_size, timeout, abort, progress } = place;
+            let id = CommunicatorId::try_from(&id[..]).map_err(failed)?;
+            let communicator_abort = CommunicatorAbort::new();
+            abort.on_abort({
+                let communicator_abort = communicator_abort.clone();
+                move |reason| communicator_abort.abort(reason)
+            });
+            let member = Member { rank, world_size };
+            let communicator = Communicator::new(backend, &id, member, timeout, &communicator_abort).map_err(failed)?;
+            progress.tick();
+            Ok(Box::new(NcclRanks { communicator, progress }))
+        }
+    }
+
+    impl DeviceCollective<CudaBackend> for NcclRanks {
+        fn rank(&self) -> usize {
+            self.communicator.member().rank
+        }
+
+        fn world_size(&self) -> usize {
+            self.communicator.member().world_size
+        }
+
+        fn all_reduce(
+            &mut self,
+            _backend: &CudaBackend,
+            operands: Vec<Operand<'_, CudaBackend>>,
+        ) -> Result<(), WorkerError> {
+            let mut batch = self.communicator.batch();
+            for operand in operands {
+                let reduction = match operand {
+                    Operand::Sum(values) => Reduction::sum(values),
+                    Operand::Max(values) => Reduction::max(values),
+                    Operand::SumReals(values) => Reduction::sum_reals(values),
+                };
+                batch.enqueue(reduction.in_pieces_of(PIECE)).map_err(failed)?;
+            }
+            batch.wait(|| self.progress.tick()).map_err(failed)
+        }
+    }
+
+    /// Elements of one collective: enough to keep NCCL busy, few enough that a long reduction shows its progress.
+    const PIECE: usize = 1 << 24;
+
+    fn failed(error: CommunicatorError) -> WorkerError {
+        match error {
+            CommunicatorError::Aborted { reason, .. } => CollectiveError::Aborted(reason).into(),
+            CommunicatorError::Device { source, .. } => source.into(),
+            CommunicatorError::Broken { .. } => CollectiveError::Broken.into(),
+            other => CollectiveError::Nccl(other.to_string()).into(),
+        }
+    }
+}
+
+impl NcclDevice for CpuBackend {
+    fn communicator_id() -> Result<Bytes, WorkerError> {
+        Err(cpu().into())
+    }
+
+    fn connect(_: &Arc<Self>, _: NcclPlace) -> Result<Box<dyn DeviceCollective<Self>>, WorkerError> {
+        Err(cpu().into())
+    }
+}
+
+fn cpu() -> CollectiveError {
+    CollectiveError::Setup("NCCL joins CUDA devices, and this worker computes on the CPU".into())
+}

@@ -1,0 +1,132 @@
+//! The base model of a run onto this worker's device.
+
+use super::engine::{Engine, TrainerEngine};
+use crate::WorkerError;
+use crate::collective::NcclDevice;
+use crate::device::Device;
+use crate::model::Decoder;
+use crate::progress::Progress;
+use crate::trainer::Trainer;
+use ballast_basemodel::{BaseModel, ModelSource};
+use ballast_kernels::cpu::CpuBackend;
+use ballast_proto::v1::{self, NumericsFingerprint, RunSpec};
+use ballast_proto::{ErrorCode, Failure};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::sync::Arc;
+
+/// Makes the engine of a run, on the compute thread.
+pub(super) type Loader = Box<dyn FnOnce(&RunSpec, &Progress) -> Result<Box<dyn Engine>, WorkerError> + Send>;
+
+/// What a worker is told on its command line about how it computes; where it is told nothing, the run says.
+pub(super) struct Wishes {
+    /// Where it has the base model.
+    pub(super) model: Option<String>,
+    /// What it computes on.
+    pub(super) device: Option<Device>,
+    /// Threads of the CPU.
+    pub(super) threads: Option<usize>,
+}
+
+/// Loads the run's base model onto the device.
+pub(super) fn load(run: &RunSpec, wishes: &Wishes, progress: &Progress) -> Result<Box<dyn Engine>, WorkerError> {
+    match wishes.device.unwrap_or_else(|| Device::of_run(run.device())) {
+        Device::Cpu => {
+            if run.dtype() != v1::Dtype::F32 {
+                return Err(unusable(
+                    "model.dtype = \"bf16\": the CPU computes in f32 only; start this worker with \
+                                     --device cuda, or set model.dtype = \"f32\"",
+                ));
+            }
+            let backend = CpuBackend::new(wishes.threads.unwrap_or(run.threads as usize))?;
+            engine(Arc::new(backend), run, wishes, progress)
+        }
+        Device::Cuda(ordinal) => on_cuda(ordinal, run, wishes, progress),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda(
+    ordinal: Option<usize>,
+    run: &RunSpec,
+    wishes: &Wishes,
+    progress: &Progress,
+) -> Result<Box<dyn Engine>, WorkerError> {
+    use ballast_kernels::cuda::{CudaBackend, Library, Storage};
+    let ordinal = Device::ordinal(ordinal, |name| std::env::var(name).ok())?;
+    let storage = match run.dtype() {
+        v1::Dtype::F32 => Storage::F32,
+        v1::Dtype::Bf16 => Storage::Bf16,
+        v1::Dtype::Unspecified => return Err(WorkerError::RunSpec("dtype is of a kind unknown to this worker".into())),
+    };
+    let backend = CudaBackend::new(ordinal, storage)?;
+    // Better now than when the others wait.
+    if run.workers > 1 && run.collective() != v1::Collective::Tcp {
+        Library::Nccl.require()?;
+    }
+    engine(Arc::new(backend), run, wishes, progress)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_cuda(_: Option<usize>, _: &RunSpec, _: &Wishes, _: &Progress) -> Result<Box<dyn Engine>, WorkerError> {
+    Err(unusable(
+        "this ballast was built without CUDA: build it with `make cuda` and `cargo build --release -p \
+                  ballast-cli --features cuda`, or work with --device cpu",
+    ))
+}
+
+fn unusable(message: &str) -> WorkerError {
+    Failure::new(ErrorCode::DeviceUnusable, message).into()
+}
+
+fn engine<B: NcclDevice>(
+    backend: Arc<B>,
+    run: &RunSpec,
+    wishes: &Wishes,
+    progress: &Progress,
+) -> Result<Box<dyn Engine>, WorkerError> {
+    let model = base_model(run, wishes.model.as_deref())?;
+    let decoder = Arc::new(Decoder::load(&backend, &model)?);
+    let fingerprint = NumericsFingerprint {
+        binary_sha256: binary_sha256()?,
+        backend: backend.name().into(),
+        arithmetic: backend.arithmetic(),
+        weights_sha256: model.sha256()?,
+    };
+    let trainer = Trainer::new(Arc::clone(&backend), Arc::clone(&decoder), run, progress.clone())?;
+    Ok(Box::new(TrainerEngine { trainer, decoder, backend, run: run.clone(), fingerprint, collective: None }))
+}
+
+/// The run's base model, from `override_source` if this worker has it elsewhere.
+fn base_model(run: &RunSpec, override_source: Option<&str>) -> Result<BaseModel, WorkerError> {
+    let expected = run.base_model.as_ref().ok_or_else(|| WorkerError::RunSpec("base_model is missing".into()))?;
+    let revision = Some(expected.revision.as_str()).filter(|revision| !revision.is_empty());
+    let source = match override_source {
+        Some(source) => ModelSource::parse(source, None)?,
+        None => ModelSource::parse(&expected.source, revision)?,
+    };
+    let model = source.fetch()?;
+    let sha256 = model.sha256()?;
+    if sha256 == expected.sha256 {
+        return Ok(model);
+    }
+    Err(Failure::new(
+        ErrorCode::ModelMismatch,
+        format!(
+            "the base model at {} has sha256 {sha256}, the run's has {}: give this worker the same files (--model)",
+            override_source.unwrap_or(&expected.source),
+            expected.sha256
+        ),
+    )
+    .into())
+}
+
+/// SHA-256 (hex) of the running binary.
+fn binary_sha256() -> Result<String, WorkerError> {
+    let hash = || {
+        let mut hasher = Sha256::new();
+        std::io::copy(&mut File::open(std::env::current_exe()?)?, &mut hasher)?;
+        Ok::<_, std::io::Error>(hex::encode(hasher.finalize()))
+    };
+    hash().map_err(|e| WorkerError::Internal(format!("the binary cannot hash itself: {e}")))
+}
