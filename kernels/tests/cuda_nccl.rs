@@ -7,7 +7,9 @@
 
 mod ranks;
 
-use ballast_kernels::cuda::nccl::{Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Reduction};
+use ballast_kernels::cuda::nccl::{
+    Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member, Reduction,
+};
 use ballast_kernels::cuda::{CudaBackend, Storage};
 use ballast_kernels::{Backend, Segment};
 use ranks::{LONG, N, Rank, SHORT, SOON, enqueue, on_ranks, watchdogs};
@@ -100,24 +102,28 @@ fn a_world_of_one_changes_nothing() {
     });
 }
 
+fn refused(communicator: &mut Communicator, reduction: Reduction<'_>) -> String {
+    match communicator.all_reduce(reduction, || ()) {
+        Err(CommunicatorError::Setup(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn what_makes_no_sense_is_refused_and_changes_nothing() {
     on_ranks("what_makes_no_sense_is_refused_and_changes_nothing", 1, &[], |rank| {
         let mut communicator = rank.join(LONG);
         let stranger = CudaBackend::new(0, Storage::F32).unwrap();
         let (mut vector, mut foreign) = (rank.upload(&rank.values(0)), stranger.integers(N).unwrap());
-        let mut refused = |reduction| match communicator.all_reduce(reduction, || ()) {
-            Err(CommunicatorError::Setup(why)) => why,
-            other => panic!("{other:?}"),
-        };
-        assert!(refused(Reduction::sum(&mut vector).of(0..N + 1)).contains("0..1002 of 1001"));
-        assert!(refused(Reduction::sum(&mut vector).of(N + 1..N + 1)).contains("1002..1002 of 1001"));
-        assert!(refused(Reduction::sum(&mut vector).in_pieces_of(0)).contains("pieces of 0"));
-        assert!(refused(Reduction::sum(&mut foreign)).contains("another backend"));
+        let c = &mut communicator;
+        assert!(refused(c, Reduction::sum(&mut vector).of(0..N + 1)).contains("0..1002 of 1001"));
+        assert!(refused(c, Reduction::sum(&mut vector).of(N + 1..N + 1)).contains("1002..1002 of 1001"));
+        assert!(refused(c, Reduction::sum(&mut vector).in_pieces_of(0)).contains("pieces of 0"));
+        assert!(refused(c, Reduction::sum(&mut foreign)).contains("another backend"));
         communicator.all_reduce(Reduction::sum(&mut vector), || ()).unwrap();
         assert_eq!(rank.read(&vector), rank.values(0));
         for (number, world_size) in [(1, 1), (0, 0), (usize::MAX, usize::MAX)] {
-            let member = ballast_kernels::cuda::nccl::Member { rank: number, world_size };
+            let member = Member { rank: number, world_size };
             let made = Communicator::new(&rank.backend, &rank.id, member, LONG, &rank.abort);
             assert!(matches!(made, Err(CommunicatorError::Setup(_))), "{made:?}");
         }
@@ -145,7 +151,7 @@ fn debug_shows_nothing_of_an_id() {
 fn a_communicator_that_is_never_made_ends() {
     on_ranks("a_communicator_that_is_never_made_ends", 1, &[], |rank| {
         let lonely = |timeout, abort: &CommunicatorAbort| {
-            let member = ballast_kernels::cuda::nccl::Member { rank: 0, world_size: 2 };
+            let member = Member { rank: 0, world_size: 2 };
             Communicator::new(&rank.backend, &CommunicatorId::new().unwrap(), member, timeout, abort).unwrap_err()
         };
         let start = Instant::now();
