@@ -64,14 +64,17 @@ softgpu:
 	kernels/softgpu/install.sh $(TARGET_DIR)/softgpu/lib
 
 # What passes here is emulated. The first two have no device, and so libraries to miss. Cargo puts its own directories in
-# front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word.
+# front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word. It also tells the tests where
+# the processes that they start find the libraries, and whether those are ours: what needs our faults or counters is
+# skipped elsewhere.
 CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
-ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)"]'
+ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)", \
+	"SOFTGPU_LIB=$(CUDA_LIB)", "BALLAST_TEST_DEVICE=$(if $(SOFTGPU_LIB),foreign,ours)"]'
 NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'
 test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
-	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits
+	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_nccl --test cuda_nccl_faults
 
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu

@@ -2,6 +2,7 @@
 //! this without a device, where there is something to miss.
 #![cfg(feature = "cuda")]
 
+use ballast_kernels::cuda::nccl::CommunicatorId;
 use ballast_kernels::cuda::{CudaBackend, Library, Storage, probe};
 
 const ALL: [Library; 3] = [Library::Driver, Library::CublasLt, Library::Nccl];
@@ -40,4 +41,13 @@ fn the_probe_tells_what_is_missing() {
     }
     assert_eq!(probe.cublaslt.is_some(), Library::CublasLt.is_present());
     assert!(Library::Driver.is_present() || (probe.driver.is_none() && probe.devices.is_empty()));
+}
+
+#[test]
+fn nccl_that_is_missing_is_an_error() {
+    match (CommunicatorId::new(), Library::Nccl.is_present()) {
+        (Err(error), false) => assert!(error.to_string().contains(Library::Nccl.remedy()), "{error}"),
+        (Ok(_), true) => {}
+        (made, present) => panic!("{made:?}, and nccl is present: {present}"),
+    }
 }

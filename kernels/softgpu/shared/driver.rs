@@ -121,18 +121,28 @@ impl Driver {
         }
     }
 
+    /// Makes a context current to this thread.
+    ///
+    /// # Errors
+    /// The driver's `CUresult`.
+    pub(crate) fn enter(self, context: usize) -> Result<(), u32> {
+        // SAFETY: a handle that the program gave; the driver checks it.
+        match unsafe { (self.set_current_context)(context) } {
+            0 => Ok(()),
+            code => Err(code),
+        }
+    }
+
     /// Makes a context current and waits for a stream.
     ///
     /// # Errors
     /// The driver's `CUresult`.
     pub(crate) fn synchronize(self, context: usize, stream: usize) -> Result<(), u32> {
-        // SAFETY: handles that the program gave; the driver checks them.
-        let code = unsafe {
-            match (self.set_current_context)(context) {
-                0 => (self.synchronize_stream)(stream),
-                code => code,
-            }
-        };
-        if code == 0 { Ok(()) } else { Err(code) }
+        self.enter(context)?;
+        // SAFETY: a handle that the program gave; the driver checks it.
+        match unsafe { (self.synchronize_stream)(stream) } {
+            0 => Ok(()),
+            code => Err(code),
+        }
     }
 }

@@ -3,12 +3,11 @@
 mod common;
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    path::PathBuf,
-    process::{Child, Output},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use common::ranks::{self, PATIENCE, Role};
 
 use cudarc::{
     driver::{CudaContext, CudaStream, DevicePtr, DevicePtrMut},
@@ -16,8 +15,6 @@ use cudarc::{
 };
 
 const N: usize = 1001;
-/// No test waits longer than this for another rank.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A rank: its stream and its communicator.
 struct Rank {
@@ -27,26 +24,16 @@ struct Rank {
     stream: Arc<CudaStream>,
 }
 
-/// Rank 0 makes the id and prints it; the others are told it as `rank/ranks/id`.
+/// Rank 0 makes the id and publishes it; the others are told it.
 fn join() -> Rank {
-    let role = common::role().expect("a child");
-    let mut parts = role.split('/');
-    let mut number = || parts.next().and_then(|n| n.parse::<usize>().ok()).expect("rank and ranks");
-    let (rank, ranks) = (number(), number());
+    let Role { rank, ranks, id: told } = ranks::role().expect("a child");
     let mut id = ncclUniqueId { internal: [0; 128] };
-    match parts.next() {
-        Some(text) => {
-            for (byte, digits) in id.internal.iter_mut().zip(text.as_bytes().chunks(2)) {
-                let digits = std::str::from_utf8(digits).expect("digits");
-                *byte = u8::from_str_radix(digits, 16).expect("digits") as _;
-            }
-        }
+    match told {
+        Some(bytes) => id.internal.iter_mut().zip(bytes).for_each(|(byte, told)| *byte = told as _),
         None => {
             // SAFETY: a valid place for the id.
             assert_eq!(unsafe { sys::ncclGetUniqueId(&raw mut id) }, ncclResult_t::ncclSuccess);
-            let digits: String = id.internal.iter().map(|&byte| format!("{:02x}", byte as u8)).collect();
-            println!("\nid {digits}");
-            std::io::stdout().flush().expect("a pipe");
+            ranks::publish(&id.internal.map(|byte| byte as u8));
         }
     }
     let stream = CudaContext::new(0).expect("the software device").new_stream().expect("a stream");
@@ -89,6 +76,12 @@ impl Rank {
         }
     }
 
+    /// Waits until a collective that was begun is on its stream.
+    fn enqueue(&self, begun: ncclResult_t) {
+        assert_eq!(begun, ncclResult_t::ncclInProgress);
+        self.wait_while(ncclResult_t::ncclInProgress);
+    }
+
     /// What this rank brings to a sum.
     fn operand(&self) -> Vec<i64> {
         (0..N as i64).map(|i| (i - 500) * (self.rank as i64 + 1) * 0x1_0000_0001).collect()
@@ -108,8 +101,8 @@ impl Rank {
         let buffer = address as *mut std::ffi::c_void;
         let stream = self.stream.cu_stream().cast();
         // SAFETY: the library checks the buffer when the stream comes to it.
-        let queued = unsafe { sys::ncclAllReduce(buffer, buffer, count, data, reduction, self.communicator, stream) };
-        assert_eq!(queued, ncclResult_t::ncclSuccess);
+        let begun = unsafe { sys::ncclAllReduce(buffer, buffer, count, data, reduction, self.communicator, stream) };
+        self.enqueue(begun);
     }
 
     fn expected_sum(&self) -> Vec<i64> {
@@ -123,29 +116,9 @@ impl Rank {
     }
 }
 
-/// Starts a test again as so many ranks. Each variable is set for all of them.
-fn ranks(test: &str, ranks: usize, variables: &[(&str, &str)]) -> Vec<Output> {
-    let mut first = common::start(test, &format!("0/{ranks}"), variables);
-    let mut lines = BufReader::new(first.stdout.take().expect("a pipe")).lines();
-    let id = lines.by_ref().map_while(Result::ok).find_map(|line| line.strip_prefix("id ").map(str::to_owned));
-    let errors = || std::io::read_to_string(first.stderr.take().expect("a pipe")).expect("text");
-    let id = id.ok_or_else(errors).expect("rank 0 makes an id");
-    let others: Vec<Child> =
-        (1..ranks).map(|rank| common::start(test, &format!("{rank}/{ranks}/{id}"), variables)).collect();
-    let mut outputs: Vec<Output> = others.into_iter().map(|child| child.wait_with_output().expect("a child")).collect();
-    outputs.insert(0, first.wait_with_output().expect("a child"));
-    outputs
-}
-
 /// The body of a rank, or the start of all of them, who must all pass.
 fn on_ranks(test: &str, count: usize, variables: &[(&str, &str)], body: impl FnOnce(Rank)) {
-    if common::role().is_some() {
-        body(join());
-        std::process::exit(0);
-    }
-    for output in ranks(test, count, variables) {
-        common::passed(test, &output);
-    }
+    ranks::on_ranks(test, count, variables, |_| body(join()));
 }
 
 #[test]
@@ -178,13 +151,30 @@ fn broadcast_and_gather() {
             let (queue, data) = (stream.cu_stream().cast(), ncclDataType_t::ncclUint64);
             let (send, receive) = (send as *const std::ffi::c_void, receive as *mut std::ffi::c_void);
             // SAFETY: the library checks the buffers when the stream comes to them.
-            let queued = unsafe {
-                let gathered = sys::ncclAllGather(send, receive, 2, data, rank.communicator, queue);
-                [gathered, sys::ncclBroadcast(send, receive, 1, data, 1, rank.communicator, queue)]
-            };
-            assert_eq!(queued, [ncclResult_t::ncclSuccess; 2]);
+            unsafe {
+                rank.enqueue(sys::ncclAllGather(send, receive, 2, data, rank.communicator, queue));
+                rank.enqueue(sys::ncclBroadcast(send, receive, 1, data, 1, rank.communicator, queue));
+            }
         }
         assert_eq!(stream.clone_dtoh(&all).expect("a copy"), [11, 7, 11, 7]);
+    });
+}
+
+/// As with NCCL: a collective is on its stream once the communicator says so, and until then takes no other call.
+#[test]
+fn a_collective_is_enqueued_when_the_communicator_says_so() {
+    on_ranks("a_collective_is_enqueued_when_the_communicator_says_so", 1, &[], |rank| {
+        let data = rank.stream.clone_htod(&[1_i64]).expect("a copy");
+        let (address, _keep) = data.device_ptr(&rank.stream);
+        let (buffer, stream) = (address as *mut std::ffi::c_void, rank.stream.cu_stream().cast());
+        let (integers, sum) = (ncclDataType_t::ncclInt64, ncclRedOp_t::ncclSum);
+        // SAFETY: the library checks the buffer when the stream comes to it.
+        let begin = || unsafe { sys::ncclAllReduce(buffer, buffer, 1, integers, sum, rank.communicator, stream) };
+        assert_eq!([begin(), begin()], [ncclResult_t::ncclInProgress, ncclResult_t::ncclInvalidArgument]);
+        // SAFETY: the communicator lives.
+        assert_eq!(unsafe { sys::ncclCommFinalize(rank.communicator) }, ncclResult_t::ncclInvalidArgument);
+        assert_eq!(rank.wait_while(ncclResult_t::ncclInProgress), ncclResult_t::ncclSuccess);
+        rank.enqueue(begin());
     });
 }
 
@@ -212,22 +202,6 @@ fn a_mismatch_can_be_ordered() {
     });
 }
 
-/// Names the file with which a rank tells another that it has come to some point.
-const SIGNAL: &str = "SOFTGPU_TEST_SIGNAL";
-
-fn signal_file(test: &str) -> String {
-    let file = std::env::temp_dir().join(format!("softgpu-{test}-{}", std::process::id()));
-    file.into_os_string().into_string().expect("UTF-8")
-}
-
-fn signal() {
-    std::fs::write(std::env::var_os(SIGNAL).expect("a path"), "").expect("a file");
-}
-
-fn signalled() -> bool {
-    PathBuf::from(std::env::var_os(SIGNAL).expect("a path")).exists()
-}
-
 /// The rank whose turn it is to die does so in the second sum, when the other has the result of the first.
 #[test]
 fn the_death_of_a_rank_is_seen() {
@@ -236,13 +210,9 @@ fn the_death_of_a_rank_is_seen() {
         let rank = join();
         assert!(rank.sum(N) == rank.expected_sum());
         if std::env::var("SOFTGPU_NCCL_FAULT") == Ok(format!("die:2@{}", rank.rank)) {
-            let start = Instant::now();
-            while !signalled() {
-                assert!(start.elapsed() < PATIENCE);
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            ranks::hear("the other rank has the first sum");
         } else {
-            signal();
+            ranks::say("the other rank has the first sum", &[]);
         }
         let data = rank.sum(N);
         assert_eq!(rank.wait_while(ncclResult_t::ncclSuccess), ncclResult_t::ncclRemoteError);
@@ -251,11 +221,9 @@ fn the_death_of_a_rank_is_seen() {
     }
     // Rank 1 dies; then rank 0, and the hub with it.
     for dead in [1, 0] {
-        let file = signal_file(test);
-        let outputs = ranks(test, 2, &[("SOFTGPU_NCCL_FAULT", &format!("die:2@{dead}")), (SIGNAL, &file)]);
+        let outputs = ranks::run(test, 2, &[("SOFTGPU_NCCL_FAULT", &format!("die:2@{dead}"))]);
         common::passed(test, &outputs[1 - dead]);
         assert!(!outputs[dead].status.success(), "rank {dead} was to die");
-        std::fs::remove_file(file).expect("the file of the ranks");
     }
 }
 
@@ -263,9 +231,7 @@ fn the_death_of_a_rank_is_seen() {
 #[test]
 fn an_abort_ends_a_hanging_collective() {
     let test = "an_abort_ends_a_hanging_collective";
-    let file = signal_file(test);
-    let variables = [("SOFTGPU_NCCL_FAULT", "hang:1@1"), (SIGNAL, &file)];
-    on_ranks(test, 2, &variables, |rank| {
+    on_ranks(test, 2, &[("SOFTGPU_NCCL_FAULT", "hang:1@1")], |rank| {
         let mut data = rank.stream.clone_htod(&rank.operand()).expect("a copy");
         {
             let (address, _keep) = data.device_ptr_mut(&rank.stream);
@@ -273,7 +239,8 @@ fn an_abort_ends_a_hanging_collective() {
         }
         let event = rank.stream.record_event(None).expect("an event");
         let start = Instant::now();
-        while if rank.rank == 0 { start.elapsed() < Duration::from_millis(300) } else { !signalled() } {
+        let over = || ranks::heard("rank 0 has aborted").is_some();
+        while if rank.rank == 0 { start.elapsed() < Duration::from_millis(300) } else { !over() } {
             assert!(!event.try_is_complete().expect("no fault"), "rank 1 hangs");
             assert!(start.elapsed() < PATIENCE);
             std::thread::sleep(Duration::from_millis(1));
@@ -284,9 +251,8 @@ fn an_abort_ends_a_hanging_collective() {
         let data = rank.stream.clone_dtoh(&data).expect("a copy");
         assert!(start.elapsed() < Duration::from_secs(5), "the stream goes on at once");
         assert!(is_garbage(&rank, &data));
-        signal();
+        ranks::say("rank 0 has aborted", &[]);
     });
-    std::fs::remove_file(file).expect("the file of the ranks");
 }
 
 #[test]

@@ -10,6 +10,7 @@
 mod attention;
 mod contract_errors;
 mod decoding;
+mod device;
 mod exact;
 mod gated;
 mod head;
@@ -21,6 +22,7 @@ mod rotary;
 mod rows;
 mod source;
 
+pub use device::skip_without_our_device;
 pub use source::Source;
 
 use crate::Backend;

@@ -1,4 +1,4 @@
-//! A device: its context, the one stream that everything runs on, its memory, and launches.
+//! A device: its context, the one stream that all but collectives runs on, its memory, and launches.
 
 use super::arguments::{Arg, Grid};
 use super::libraries::Library;
@@ -7,7 +7,7 @@ use super::transfer::Staging;
 use crate::KernelError;
 use crate::contract::Result;
 use cudarc::driver::sys::{CUresult, CUstream, cuDriverGetVersion};
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use std::ffi::c_void;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex};
@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 /// One CUDA device with a stream of ours.
 ///
 /// cudarc's tracking of buffers with events is off: there is one stream, and its order is all the order there is.
+/// Collectives have another, which [`super::nccl`] keeps in order.
 #[derive(Debug)]
 pub(super) struct Device {
     // In the order in which they go.
@@ -52,7 +53,7 @@ impl Device {
             return Err(KernelError::Unusable(format!("there is no device cuda:{ordinal}; the driver finds {count}")));
         }
         let context = CudaContext::new(ordinal).map_err(failed(format_args!("opening cuda:{ordinal}")))?;
-        // SAFETY: nothing is allocated yet, and all work goes to one stream, so no event is needed to order it.
+        // SAFETY: nothing is allocated yet; all work goes to one stream, or is ordered by events of ours.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("making a stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("reading the compute capability"))?;
@@ -75,6 +76,16 @@ impl Device {
     /// Makes this device's context the calling thread's.
     pub(super) fn bind(&self) -> Result<()> {
         self.context.bind_to_thread().map_err(failed("an earlier call failed"))
+    }
+
+    /// Another stream, which this one's order does not bind.
+    pub(super) fn new_stream(&self) -> std::result::Result<Arc<CudaStream>, DriverError> {
+        self.context.new_stream()
+    }
+
+    /// The end of all that was enqueued so far, for another stream to wait for.
+    pub(super) fn record(&self) -> std::result::Result<CudaEvent, DriverError> {
+        self.stream.record_event(None)
     }
 
     /// Waits for all that was enqueued.

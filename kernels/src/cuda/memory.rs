@@ -52,6 +52,10 @@ impl Pool {
         &self.device
     }
 
+    pub(super) fn shared_device(&self) -> Arc<Device> {
+        Arc::clone(&self.device)
+    }
+
     /// A buffer of unspecified content.
     pub(super) fn take(self: &Arc<Self>, bytes: usize, what: &'static str) -> Result<Buffer> {
         let class = size_class(bytes);
@@ -142,6 +146,11 @@ impl Buffer {
     /// Device address.
     pub(super) fn ptr(&self) -> u64 {
         self.pointer
+    }
+
+    /// Whether the stream of that very device orders what is done with it.
+    pub(super) fn is_of(&self, device: &Arc<Device>) -> bool {
+        Arc::ptr_eq(&self.home.device, device)
     }
 
     /// Bytes asked for.

@@ -1,8 +1,10 @@
 //! The CUDA backend: bf16 or f32 storage, f32 arithmetic, one stream.
 //!
 //! One module an operation family, beside its kernels in `kernels/cuda/<family>.cu`: checks of the operands and the
-//! shape of the launch. Plain products go to cuBLASLt ([`blas`]). Everything runs on one stream of ours, in the order
+//! shape of the launch. Plain products go to cuBLASLt ([`blas`]). All of it runs on one stream of ours, in the order
 //! of the calls; the host waits only where it reads.
+//!
+//! [`nccl`] joins the backends of several processes: its collectives have a stream of their own.
 //!
 //! Nothing is linked: the driver and cuBLASLt are opened when the first backend is made, and one that is missing is an
 //! error that says how to get it ([`libraries`]).
@@ -25,6 +27,7 @@ mod lora;
 mod memory;
 #[allow(unsafe_code)] // Calls into the driver.
 mod modules;
+pub mod nccl;
 mod norm;
 mod optimizer;
 #[allow(unsafe_code)] // Asks libraries.

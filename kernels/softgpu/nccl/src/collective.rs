@@ -42,7 +42,7 @@ fn queue(
         }
         let call = Call { kind, data, count: operands.count as u64 };
         let buffers = Buffers { send: operands.send, send_bytes, receive: operands.receive, receive_bytes };
-        communicator.queue(call, buffers, stream)
+        communicator.begin(call, buffers, stream)
     };
     outcome(start())
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    abi::{Failure, Handle, failed},
+    abi::{Failure, Handle, failed, in_group},
     driver::Driver,
     fault::{self, Fault},
     wire::{Answer, Call, Hello, Request, read_answer},
@@ -37,6 +37,8 @@ struct State {
     outstanding: usize,
     /// Streams that collectives were queued on.
     streams: BTreeSet<usize>,
+    /// A collective that a non-blocking call has begun and that is on no stream yet.
+    begun: Option<(Call, Buffers, usize)>,
 }
 
 /// `ncclComm_t`.
@@ -71,7 +73,8 @@ impl Communicator {
     pub(crate) fn new(driver: Driver, hello: Hello, blocking: bool) -> Result<Self, Failure> {
         let context = driver.context().ok_or(Failure::UnhandledCudaError)?;
         let device = driver.device().map_err(|_| Failure::UnhandledCudaError)?;
-        let state = State { phase: Phase::Starting, breaker: None, outstanding: 0, streams: BTreeSet::new() };
+        let state =
+            State { phase: Phase::Starting, breaker: None, outstanding: 0, streams: BTreeSet::new(), begun: None };
         let Hello { ranks, rank, .. } = hello;
         let (state, changed, link) = (Mutex::new(state), Condvar::new(), Mutex::new(None));
         Ok(Self { ranks, rank, device, blocking, context, driver, state, changed, link })
@@ -133,17 +136,48 @@ impl Communicator {
         self.changed.notify_all();
     }
 
+    /// Begins a collective. With a non-blocking communicator it is not on its stream yet when the call returns, as with
+    /// NCCL, whose own thread puts it there. Here the first question how it goes does: what a program enqueues
+    /// without having asked comes too early every time, where NCCL would often be quick enough.
+    pub(crate) fn begin(self: &Arc<Self>, call: Call, buffers: Buffers, stream: usize) -> Result<(), Failure> {
+        if self.blocking || in_group() {
+            return self.queue(call, buffers, stream);
+        }
+        self.ready()?;
+        lock(&self.state).begun = Some((call, buffers, stream));
+        Err(Failure::InProgress)
+    }
+
+    /// Whether a collective was begun that is on no stream yet; it is afterwards.
+    pub(crate) fn settle(self: &Arc<Self>) -> bool {
+        let Some((call, buffers, stream)) = lock(&self.state).begun.take() else { return false };
+        let queued = match self.driver.enter(self.context) {
+            Ok(()) => self.queue(call, buffers, stream),
+            Err(code) => Err(failed(Failure::UnhandledCudaError, &format!("no context: CUDA error {code}"))),
+        };
+        if let Err(failure) = queued {
+            self.enter(Phase::Failed(failure));
+        }
+        true
+    }
+
+    /// A communicator that can begin something.
+    fn ready(&self) -> Result<(), Failure> {
+        let state = lock(&self.state);
+        let why = match state.phase {
+            Phase::Ready if state.begun.is_none() => return Ok(()),
+            Phase::Ready => "before the state of the last operation was asked for".to_owned(),
+            Phase::Failed(failure) => return Err(failure),
+            phase => format!("on a communicator: {phase:?}"),
+        };
+        Err(failed(Failure::InvalidArgument, &format!("a call {why}")))
+    }
+
     /// Queues a collective on a stream.
-    pub(crate) fn queue(self: &Arc<Self>, call: Call, buffers: Buffers, stream: usize) -> Result<(), Failure> {
+    fn queue(self: &Arc<Self>, call: Call, buffers: Buffers, stream: usize) -> Result<(), Failure> {
+        self.ready()?;
         {
             let mut state = lock(&self.state);
-            match state.phase {
-                Phase::Ready => {}
-                Phase::Failed(failure) => return Err(failure),
-                phase => {
-                    return Err(failed(Failure::InvalidArgument, &format!("collective on a communicator: {phase:?}")));
-                }
-            }
             state.outstanding += 1;
             state.streams.insert(stream);
         }
@@ -223,15 +257,9 @@ impl Communicator {
 
     /// Takes a communicator out of use; `ncclCommFinalize`. Returns what is left to do.
     pub(crate) fn begin_finalize(&self) -> Result<(), Failure> {
-        let mut state = lock(&self.state);
-        match state.phase {
-            Phase::Ready => {
-                state.phase = Phase::Finalizing;
-                Ok(())
-            }
-            Phase::Failed(failure) => Err(failure),
-            _ => Err(Failure::InvalidArgument),
-        }
+        self.ready()?;
+        lock(&self.state).phase = Phase::Finalizing;
+        Ok(())
     }
 
     /// Waits for the collectives that are queued, then takes leave of the hub.

@@ -146,6 +146,7 @@ unsafe extern "C" fn ncclCommInitRankConfig(
 unsafe extern "C" fn ncclCommGetAsyncError(communicator: Handle, state: *mut Outcome) -> Outcome {
     outcome(communicator::get(communicator).and_then(|communicator| {
         let code = match communicator.phase() {
+            Phase::Ready if communicator.settle() => Failure::InProgress as Outcome,
             Phase::Starting | Phase::Finalizing => Failure::InProgress as Outcome,
             Phase::Ready | Phase::Finalized => 0,
             Phase::Failed(failure) => failure as Outcome,

@@ -2,6 +2,8 @@
 //! when a process starts, the device its own variables when it is initialized, and a fault lasts until the process ends.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod ranks;
+
 use std::{
     env,
     path::PathBuf,

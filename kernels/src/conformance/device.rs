@@ -1,0 +1,19 @@
+//! Which device the tests of the CUDA backend run on.
+
+use std::io::Write;
+
+/// Names the device: `ours`, this repository's software device, or `foreign`. Set by `make test-cuda`.
+const DEVICE: &str = "BALLAST_TEST_DEVICE";
+
+/// Whether a test that needs this repository's software device (its faults, counters, schedules) must be skipped
+/// because another is there (`make test-cuda SOFTGPU_LIB=DIR`); says so. Where nothing is known the test runs.
+#[must_use]
+pub fn skip_without_our_device() -> bool {
+    let skip = std::env::var(DEVICE).is_ok_and(|device| device == "foreign");
+    if skip {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // Past the harness, which would keep it to itself. Who has closed stderr does not want to know.
+        let _ = writeln!(std::io::stderr(), "{test}: skipped: needs our device");
+    }
+    skip
+}
