@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use ballast_e2e::cluster::{coordinator, free_port, worker};
 use ballast_e2e::process::{Process, send, until, with_arguments};
-use ballast_e2e::tiny::{Scene, play};
+use ballast_e2e::tiny::play;
 use ballast_proto::v1::JoinRequest;
 use ballast_proto::v1::membership_client::MembershipClient;
 use ballast_proto::{ErrorCode, Failure};

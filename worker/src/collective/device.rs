@@ -16,12 +16,6 @@ pub enum Operand<'a, B: Backend> {
 
 /// Reductions over the ranks of one generation, of a backend's own vectors. Blocking: called from the compute thread.
 pub trait DeviceCollective<B: Backend>: Send {
-    /// This process's position in the generation, from 0.
-    fn rank(&self) -> usize;
-
-    /// Ranks in the generation.
-    fn world_size(&self) -> usize;
-
     /// Reduces all operands; returns when the host has seen every reduction succeed and the generation is alive. All
     /// ranks reduce the same operands, of equal length, in the same order.
     ///
@@ -33,16 +27,8 @@ pub trait DeviceCollective<B: Backend>: Send {
 
 /// A collective of host memory serves every backend: numbers come to the host, are reduced there, and go back.
 impl<B: Backend, C: Collective + ?Sized> DeviceCollective<B> for C {
-    fn rank(&self) -> usize {
-        Collective::rank(self)
-    }
-
-    fn world_size(&self) -> usize {
-        Collective::world_size(self)
-    }
-
     fn all_reduce(&mut self, backend: &B, operands: Vec<Operand<'_, B>>) -> Result<(), WorkerError> {
-        if Collective::world_size(self) == 1 {
+        if self.world_size() == 1 {
             return Ok(());
         }
         for operand in operands {

@@ -78,14 +78,6 @@ mod cuda {
     }
 
     impl DeviceCollective<CudaBackend> for NcclRanks {
-        fn rank(&self) -> usize {
-            self.communicator.member().rank
-        }
-
-        fn world_size(&self) -> usize {
-            self.communicator.member().world_size
-        }
-
         fn all_reduce(
             &mut self,
             _backend: &CudaBackend,

@@ -75,6 +75,24 @@ proptest! {
 }
 
 #[test]
+fn sums_of_reals_are_the_same_bits_on_every_rank() {
+    for (world, len) in [(2, 0), (2, 1), (3, 1000), (5, 257)] {
+        let own = |rank: usize| (0..len).map(|i| ((rank + 1) * (i + 3)) as f32 / 7.0).collect::<Vec<f32>>();
+        let results = ring(world, 64, |mut ring| {
+            let mut values = own(ring.rank());
+            ring.all_reduce_sum_reals(&mut values).unwrap();
+            values
+        });
+        assert!(results.iter().all(|result| *result == results[0]), "{world} ranks of {len}");
+        let ranks: f32 = (1..=world).map(|rank| rank as f32).sum();
+        for (i, sum) in results[0].iter().enumerate() {
+            let expected = ranks * (i + 3) as f32 / 7.0;
+            assert!((sum - expected).abs() <= 1e-6 * expected, "{sum} {expected}");
+        }
+    }
+}
+
+#[test]
 fn vectors_much_larger_than_any_socket_buffer_pass() {
     let len = 2_000_003;
     for world in [2, 3] {

@@ -3,7 +3,7 @@
 use super::support::{ThreadRank, decoder, part, run_spec, sample, shard, trainer};
 use ballast_basemodel::Architecture;
 use ballast_kernels::cpu::CpuBackend;
-use ballast_proto::v1::{Lora, RunSpec, Sequence, StepShard};
+use ballast_proto::v1::{Lora, Reduction, RunSpec, Sequence, StepShard};
 use ballast_worker::WorkerError;
 use ballast_worker::collective::Solo;
 use ballast_worker::model::Decoder;
@@ -164,4 +164,20 @@ fn shards_that_are_not_the_next_step_are_refused() {
     assert!(refused(&mut trainer, beyond).contains("sample 1: token id 61"));
     assert_eq!(trainer.applied_step(), 0);
     assert!(trainer.step(&good, &mut Solo).is_ok());
+}
+
+/// Sums of f32 agree among the ranks of one run, and come near the exact ones; that they are no more than that is why
+/// exact ones are the default.
+#[test]
+fn fast_sums_are_the_same_on_all_ranks_and_near_the_exact_ones() {
+    let fast = RunSpec { reduction: Reduction::Fast as i32, ..run_with_dropout(0.1) };
+    let exact = train(&run_with_dropout(0.1), 1, 1, |_, _| 0);
+    for world_size in 1..=3 {
+        let outcomes = train(&fast, world_size, 1, |index, world_size| index % world_size);
+        for (fast, exact) in outcomes.iter().zip(&exact) {
+            let near = |a: f64, b: f64, tolerance: f64| (a - b).abs() <= tolerance * b.abs();
+            assert!(near(fast.loss, exact.loss, 1e-5), "{fast:?} {exact:?}");
+            assert!(near(fast.grad_norm, exact.grad_norm, 1e-4), "{fast:?} {exact:?}");
+        }
+    }
 }

@@ -108,31 +108,38 @@ pub(crate) fn part(shard: &StepShard, owned: impl Fn(u32) -> bool) -> StepShard 
 pub(crate) struct ThreadRank {
     rank: usize,
     world_size: usize,
-    shared: Arc<(Mutex<Option<Vec<i64>>>, Barrier)>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    integers: Mutex<Option<Vec<i64>>>,
+    reals: Mutex<Option<Vec<f32>>>,
+    barrier: Barrier,
 }
 
 impl ThreadRank {
     pub(crate) fn world(world_size: usize) -> Vec<Self> {
-        let shared = Arc::new((Mutex::new(None), Barrier::new(world_size)));
+        let (integers, reals, barrier) = (Mutex::default(), Mutex::default(), Barrier::new(world_size));
+        let shared = Arc::new(Shared { integers, reals, barrier });
         (0..world_size).map(|rank| Self { rank, world_size, shared: Arc::clone(&shared) }).collect()
     }
+}
 
-    fn reduce(&self, values: &mut [i64], merge: fn(i64, i64) -> i64) {
-        let (total, barrier) = &*self.shared;
-        {
-            let mut total = total.lock().unwrap();
-            match &mut *total {
-                Some(total) => total.iter_mut().zip(values.iter()).for_each(|(t, v)| *t = merge(*t, *v)),
-                None => *total = Some(values.to_vec()),
-            }
+/// Each rank merges its values into the total as it comes; all take the total.
+fn reduce<T: Copy>(total: &Mutex<Option<Vec<T>>>, barrier: &Barrier, values: &mut [T], merge: fn(T, T) -> T) {
+    {
+        let mut total = total.lock().unwrap();
+        match &mut *total {
+            Some(total) => total.iter_mut().zip(values.iter()).for_each(|(t, v)| *t = merge(*t, *v)),
+            None => *total = Some(values.to_vec()),
         }
-        barrier.wait();
-        values.copy_from_slice(total.lock().unwrap().as_ref().unwrap());
-        if barrier.wait().is_leader() {
-            *total.lock().unwrap() = None;
-        }
-        barrier.wait();
     }
+    barrier.wait();
+    values.copy_from_slice(total.lock().unwrap().as_ref().unwrap());
+    if barrier.wait().is_leader() {
+        *total.lock().unwrap() = None;
+    }
+    barrier.wait();
 }
 
 impl Collective for ThreadRank {
@@ -145,12 +152,17 @@ impl Collective for ThreadRank {
     }
 
     fn all_reduce_sum(&mut self, values: &mut [i64]) -> Result<(), CollectiveError> {
-        self.reduce(values, i64::wrapping_add);
+        reduce(&self.shared.integers, &self.shared.barrier, values, i64::wrapping_add);
         Ok(())
     }
 
     fn all_reduce_max(&mut self, values: &mut [i64]) -> Result<(), CollectiveError> {
-        self.reduce(values, i64::max);
+        reduce(&self.shared.integers, &self.shared.barrier, values, i64::max);
+        Ok(())
+    }
+
+    fn all_reduce_sum_reals(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
+        reduce(&self.shared.reals, &self.shared.barrier, values, |a, b| a + b);
         Ok(())
     }
 }
