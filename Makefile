@@ -72,6 +72,7 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits
+	$(CARGO) test --locked -p ballast-worker --features cuda $(ON_DEVICE) --test training whole_model::
 
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
@@ -107,6 +108,7 @@ lint:
 ifneq ($(BALLAST_TEST_CUDA),skip)
 	$(MAKE) --no-print-directory cuda
 	$(CARGO) clippy --locked -p ballast-kernels --features cuda,reference --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p ballast-worker --features cuda --all-targets -- -D warnings
 endif
 	$(CARGO) deny --locked --offline check bans licenses sources
 
