@@ -67,7 +67,9 @@ softgpu:
 # front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word. It also tells the tests where
 # the processes that they start find the libraries, and whether those are ours: what needs our faults or counters is
 # skipped elsewhere.
-CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
+# The whole workspace, though few of its tests run: for a part of it cargo would resolve other features of the dependencies
+# and compile them once more.
+CUDA_TEST := $(CARGO) test --locked --workspace --features ballast-cli/cuda,ballast-kernels/reference
 ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)", \
 	"SOFTGPU_LIB=$(CUDA_LIB)", "BALLAST_TEST_DEVICE=$(if $(SOFTGPU_LIB),foreign,ours)"]'
 NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'
@@ -75,6 +77,7 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_nccl --test cuda_nccl_faults
+	$(CUDA_TEST) $(ON_DEVICE) --test training whole_model::
 
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
@@ -110,6 +113,7 @@ lint:
 ifneq ($(BALLAST_TEST_CUDA),skip)
 	$(MAKE) --no-print-directory cuda
 	$(CARGO) clippy --locked -p ballast-kernels --features cuda,reference --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p ballast-worker --features cuda --all-targets -- -D warnings
 endif
 	$(CARGO) deny --locked --offline check bans licenses sources
 

@@ -52,4 +52,10 @@ impl PackedLayout {
     pub fn first_positions(&self) -> &[u32] {
         &self.first_positions
     }
+    /// Position of every row within its sequence.
+    #[must_use]
+    pub fn positions(&self) -> Vec<u32> {
+        let sequences = self.bounds.windows(2).zip(&self.first_positions);
+        sequences.flat_map(|(bounds, &first)| first..first + (bounds[1] - bounds[0])).collect()
+    }
 }

@@ -46,14 +46,14 @@ fn one<B: Backend>(
     // From here on the reference takes the sum as the device stored it.
     let added = super::widen(&after);
     let (want, want_inv) = reference::rms_norm(&added, &w, f64::from(EPS), kind);
+    let (d_out, d_stored) = source.matrix(b, rows, cols, 1.0);
+    let gradient = reference::rms_norm_backward(&d_stored, &added, &w, kind, &want_inv);
     let mut all = vec![
         sum,
         Comparison::stored(format!("add_rms_norm out {case}"), ok(b.read_activations(&out)), want, 8.0),
         Comparison::real(format!("add_rms_norm inv_rms {case}"), ok(b.read_reals(&inv_rms)), want_inv, 8.0),
     ];
 
-    let (d_out, d_stored) = source.matrix(b, rows, cols, 1.0);
-    let gradient = reference::rms_norm_backward(&d_stored, &added, &w, f64::from(EPS), kind);
     let mut d_x = poisoned(b, rows, cols);
     ok(b.rms_norm_backward(&d_out, &x, &weight, kind, &inv_rms, Target::Overwrite(&mut d_x)));
     // A group of one has a gradient of nearly zero: the difference of nearly equal terms.

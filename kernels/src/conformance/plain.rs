@@ -2,13 +2,12 @@
 //! to bf16 once, sums are exact. A backend that stores bf16 may be off by at most twice as much as this.
 
 use crate::AttentionShape;
-use crate::reference::{self, AttentionGradients, LinearGradients, LinearShape, Lora};
-use half::bf16;
+use crate::reference::{self, AttentionGradients, LinearGradients, LinearShape, Lora, Rounding};
 use std::ops::Range;
 
 /// The value, stored as bf16.
 pub(super) fn round(value: f64) -> f64 {
-    bf16::from_f64(value).to_f64()
+    Rounding::Bf16.round(value)
 }
 
 /// All values, stored as bf16.

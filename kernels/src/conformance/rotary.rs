@@ -13,12 +13,7 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
         (1, 64, PackedLayout::new(&[1000], &[0])),
         (2, 5, PackedLayout::continuing(33, 7)),
     ] {
-        let positions: Vec<u32> = layout
-            .bounds()
-            .windows(2)
-            .zip(layout.first_positions())
-            .flat_map(|(bounds, &first)| first..first + bounds[1] - bounds[0])
-            .collect();
+        let positions = layout.positions();
         let longest = 1 + positions.iter().copied().max().unwrap_or(0) as usize;
         let angle = |i: usize| (i / half) as f64 * 10_000_f64.powf(-((i % half) as f64) / half as f64);
         let cos: Vec<f32> = (0..longest * half).map(|i| angle(i).cos() as f32).collect();

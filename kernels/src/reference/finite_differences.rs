@@ -52,7 +52,8 @@ fn norms() {
     for (groups, n) in [(1, 2), (3, 5), (4, 17)] {
         for kind in [NormKind::Plain, NormKind::UnitOffset] {
             let (x, w, d) = (source.reals(groups * n), source.reals(n), source.reals(groups * n));
-            let g = rms_norm_backward(&d, &x, &w, 1e-5, kind);
+            let (_, inv_rms) = rms_norm(&x, &w, 1e-5, kind);
+            let g = rms_norm_backward(&d, &x, &w, kind, &inv_rms);
             check("rms_norm", &x, &d, &g, |x| rms_norm(x, &w, 1e-5, kind).0);
         }
     }

@@ -46,14 +46,12 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64, kind: NormKind) -> (Vec<f64
     (out, saved)
 }
 
-/// Gradient of [`rms_norm`] with respect to `x`.
+/// Gradient of [`rms_norm`] with respect to `x`, given the `inv_rms` that it gave.
 #[must_use]
-pub fn rms_norm_backward(d_out: &[f64], x: &[f64], weight: &[f64], eps: f64, kind: NormKind) -> Vec<f64> {
+pub fn rms_norm_backward(d_out: &[f64], x: &[f64], weight: &[f64], kind: NormKind, inv_rms: &[f64]) -> Vec<f64> {
     let n = weight.len();
     let mut d_x = Vec::new();
-    for (d_out, x) in d_out.chunks_exact(n).zip(x.chunks_exact(n)) {
-        let mean = x.iter().map(|x| x * x).sum::<f64>() / n as f64;
-        let inv_rms = 1.0 / (mean + eps).sqrt();
+    for ((d_out, x), inv_rms) in d_out.chunks_exact(n).zip(x.chunks_exact(n)).zip(inv_rms) {
         let g: Vec<f64> = d_out.iter().zip(weight).map(|(d, &w)| d * norm_weight(w, kind)).collect();
         let dot: f64 = g.iter().zip(x).map(|(g, x)| g * x).sum();
         d_x.extend(g.iter().zip(x).map(|(g, x)| inv_rms * g - inv_rms.powi(3) * x * dot / n as f64));

@@ -1,5 +1,6 @@
 //! What the trainer promises, on the CPU backend: parity with PEFT, gradients of every variant of the decoder, the same bits
-//! however the work is divided, and decoding that agrees with training.
+//! however the work is divided, and decoding that agrees with training. And what whole models compute on every backend, beside
+//! an f64 reference.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 #![allow(missing_docs)]
 
@@ -9,3 +10,4 @@ mod gradients;
 mod parity;
 mod resume;
 mod support;
+mod whole_model;

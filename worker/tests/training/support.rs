@@ -1,8 +1,8 @@
 //! Small models, runs and shards; ranks that are threads.
 
 use ballast_basemodel::Architecture;
-use ballast_kernels::Philox;
 use ballast_kernels::cpu::CpuBackend;
+use ballast_kernels::{Backend, Philox};
 use ballast_proto::v1::schedule::Kind;
 use ballast_proto::v1::{
     Generation, Lora, MicroBatch, Optimizer, Reduction, RunSpec, Schedule, Sequence, StepShard, TokenRange,
@@ -64,7 +64,7 @@ pub(crate) fn run_spec() -> RunSpec {
     }
 }
 
-pub(crate) fn trainer(decoder: &Arc<Decoder<CpuBackend>>, run: &RunSpec) -> Trainer<CpuBackend> {
+pub(crate) fn trainer<B: Backend>(decoder: &Arc<Decoder<B>>, run: &RunSpec) -> Trainer<B> {
     Trainer::new(Arc::clone(decoder.backend()), Arc::clone(decoder), run, Progress::new()).unwrap()
 }
 

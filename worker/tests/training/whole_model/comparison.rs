@@ -1,0 +1,154 @@
+//! How far each backend is from f64, and how far it may be.
+
+use super::models::{Family, decoder, parameters};
+use super::step::{MicroBatch, Step};
+use ballast_basemodel::Architecture;
+use ballast_kernels::Backend;
+use ballast_kernels::conformance::distance;
+use ballast_kernels::cpu::CpuBackend;
+use ballast_kernels::reference::{ReferenceBackend, Rounding};
+use ballast_worker::lora::LoraLayout;
+use std::sync::Arc;
+
+/// Most that f32 may be off, in any tensor.
+const F32_BOUND: f64 = 1e-5;
+
+/// A step of one model.
+struct Case {
+    name: String,
+    architecture: Architecture,
+    layout: LoraLayout,
+    parameters: Vec<f32>,
+    batch: MicroBatch,
+}
+
+/// Losses and gradient as a backend gives them.
+struct Given {
+    losses: Vec<f32>,
+    gradient: Vec<f32>,
+}
+
+/// Relative distances of a step's results from what they should be.
+struct Distances {
+    /// Of the summed loss.
+    loss: f64,
+    /// Of the losses as a vector, then of the gradient of each tensor.
+    tensors: Vec<(String, f64)>,
+}
+
+impl Case {
+    fn new(family: &Family, layers: usize, dropout: f64) -> Self {
+        let architecture = family.layers(layers);
+        let layout = LoraLayout::new(&architecture, &family.lora(dropout)).unwrap();
+        let batch = MicroBatch::ragged(architecture.vocab_size);
+        let name = format!("{}, {layers} layers, dropout {dropout}", family.name);
+        Self { name, architecture, parameters: parameters(&layout), layout, batch }
+    }
+
+    fn exact(&self) -> Step<ReferenceBackend> {
+        let backend = Arc::new(ReferenceBackend::new(Rounding::Exact));
+        self.batch.step(&decoder(&backend, &self.architecture), &self.layout, &self.parameters)
+    }
+
+    fn on(&self, backend: impl Backend) -> Given {
+        let decoder = decoder(&Arc::new(backend), &self.architecture);
+        let Step { losses, gradient } = self.batch.step(&decoder, &self.layout, &self.parameters);
+        let read = |vector| decoder.backend().read_reals(vector).unwrap();
+        Given { losses: read(&losses), gradient: read(&gradient) }
+    }
+
+    fn distances(&self, given: &Given, losses: &[f64], gradient: &[f64]) -> Distances {
+        let got: f64 = given.losses.iter().map(|&loss| f64::from(loss)).sum();
+        let want: f64 = losses.iter().sum();
+        let mut tensors = vec![("losses".to_owned(), distance(&given.losses, losses))];
+        for tensor in self.layout.tensors() {
+            let range = tensor.range.clone();
+            tensors.push((tensor.name.clone(), distance(&given.gradient[range.clone()], &gradient[range])));
+        }
+        Distances { loss: (got / want - 1.0).abs(), tensors }
+    }
+}
+
+impl Distances {
+    /// The largest of all tensors; NaN if one is.
+    fn worst(&self) -> f64 {
+        self.tensors.iter().map(|(_, distance)| *distance).fold(0.0, |worst, d| if d <= worst { worst } else { d })
+    }
+
+    /// Fails unless every tensor and the summed loss are near enough.
+    fn within_f32(&self, what: &str, case: &str) {
+        assert!(self.loss <= F32_BOUND, "{case}: {what}: the loss is off by {:e}", self.loss);
+        for (tensor, distance) in &self.tensors {
+            assert!(*distance <= F32_BOUND, "{case}: {what}: {tensor} is off by {distance:e}");
+        }
+    }
+}
+
+/// Holds every backend to f64 on all models of a family, and prints how far each was: `--nocapture` shows it.
+pub(crate) fn check(family: &Family) {
+    for layers in [2, 4] {
+        for dropout in [0.0, 0.1] {
+            let case = Case::new(family, layers, dropout);
+            let exact = case.exact();
+            let from_exact = |given: &Given| case.distances(given, &exact.losses, &exact.gradient);
+            let cpu = case.on(CpuBackend::new(1).unwrap());
+            let cpu_distances = from_exact(&cpu);
+            let plain = from_exact(&case.on(ReferenceBackend::new(Rounding::Bf16)));
+            let mut line = format!("{:44} cpu {:.1e}", case.name, cpu_distances.worst());
+            #[cfg(feature = "cuda")]
+            let cuda = cuda::Cuda::measure(&case, &cpu, &from_exact, &mut line);
+            println!("{line}  straightforward bf16 {:.1e}", plain.worst());
+
+            cpu_distances.within_f32("the CPU backend", &case.name);
+            // Were it nearer, its rounding would not be what it is there for.
+            assert!(plain.worst() > 1e-3, "{}: {:e}", case.name, plain.worst());
+            #[cfg(feature = "cuda")]
+            cuda.check(&case, &plain);
+        }
+    }
+}
+
+/// The CUDA backend in both storages.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::{Case, Distances, Given};
+    use ballast_kernels::cuda::{CudaBackend, Storage};
+
+    pub(super) struct Cuda {
+        f32: Distances,
+        f32_from_cpu: Distances,
+        bf16: Distances,
+    }
+
+    impl Cuda {
+        /// Computes, and adds what came out to the printed line.
+        pub(super) fn measure(
+            case: &Case,
+            cpu: &Given,
+            from_exact: &dyn Fn(&Given) -> Distances,
+            line: &mut String,
+        ) -> Self {
+            let wide = |values: &[f32]| -> Vec<f64> { values.iter().copied().map(f64::from).collect() };
+            let f32 = case.on(CudaBackend::new(0, Storage::F32).unwrap());
+            let bf16 = case.on(CudaBackend::new(0, Storage::Bf16).unwrap());
+            let f32_from_cpu = case.distances(&f32, &wide(&cpu.losses), &wide(&cpu.gradient));
+            let cuda = Self { f32: from_exact(&f32), f32_from_cpu, bf16: from_exact(&bf16) };
+            let [of_f32, from_cpu, of_bf16] = [&cuda.f32, &cuda.f32_from_cpu, &cuda.bf16].map(Distances::worst);
+            line.push_str(&format!("  cuda f32 {of_f32:.1e} (from cpu {from_cpu:.1e})  cuda bf16 {of_bf16:.1e}"));
+            cuda
+        }
+
+        /// bf16 may be off by twice as much as a straightforward computation in bf16, tensor by tensor.
+        pub(super) fn check(&self, case: &Case, plain: &Distances) {
+            self.f32.within_f32("the CUDA backend", &case.name);
+            self.f32_from_cpu.within_f32("the CUDA backend, from the CPU's", &case.name);
+            for ((tensor, distance), (_, plain)) in self.bf16.tensors.iter().zip(&plain.tensors) {
+                assert!(
+                    *distance <= 2.0 * plain,
+                    "{}: in bf16, {tensor} is off by {distance:e}, straightforwardly by {plain:e}",
+                    case.name
+                );
+            }
+        }
+    }
+}
