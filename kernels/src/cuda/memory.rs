@@ -1,7 +1,8 @@
 //! Device memory: a pool of buffers by size class.
 //!
 //! A dropped buffer returns to the pool at once, though kernels that use it may still be enqueued. That is safe because
-//! all work is on one stream: whatever the next owner enqueues runs after them. Only [`Device::free`] has to wait.
+//! all work is on one stream: whatever the next owner enqueues runs after them. What a collective uses on its own stream
+//! stays borrowed until that is over ([`super::nccl`]). Only [`Device::free`] has to wait.
 
 use super::device::Device;
 use crate::KernelError;

@@ -72,6 +72,16 @@ impl Rank {
         self.try_join(timeout).unwrap()
     }
 
+    /// Joins once all are there: with a timeout that the start of a process might exceed.
+    pub(crate) fn join_together(&self, timeout: Duration) -> Communicator {
+        let here = |rank| format!("rank {rank} is here");
+        say(&here(self.member.rank), &[]);
+        for rank in 0..self.member.world_size {
+            hear(&here(rank));
+        }
+        self.join(timeout)
+    }
+
     pub(crate) fn try_join(&self, timeout: Duration) -> Result<Communicator, CommunicatorError> {
         Communicator::new(&self.backend, &self.id, self.member, timeout, &self.abort)
     }
