@@ -47,8 +47,9 @@ mod cuda {
     use crate::WorkerError;
     use crate::collective::{CollectiveError, DeviceCollective, Operand};
     use crate::progress::Progress;
-    use ballast_kernels::cuda::{
-        Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, CudaBackend, Member, Reduction,
+    use ballast_kernels::cuda::CudaBackend;
+    use ballast_kernels::cuda::nccl::{
+        Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member, Reduction,
     };
 
     /// The ranks of a generation, over NCCL.

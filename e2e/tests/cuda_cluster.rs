@@ -1,0 +1,175 @@
+//! The unchanged `ballast` on CUDA devices: a coordinator and workers as processes of their own, over NCCL.
+//!
+//! These tests need a CUDA device and libraries: real ones, or the software device on `LD_LIBRARY_PATH` (`make
+//! test-cuda`). What passes on the latter is *emulated*.
+
+use anyhow::{Result, ensure};
+use ballast_e2e::cluster::{coordinator, worker, worker_with};
+use ballast_e2e::losses::{self, PeftLosses};
+use ballast_e2e::process::Process;
+use ballast_e2e::tiny::{SMALL, Scene, play, play_on};
+use ballast_kernels::conformance::skip_without_our_device;
+
+/// A collective may take so long; the rungs of the ladder below it are as near as they may be.
+const IMPATIENT: [&str; 4] = [
+    "cluster.heartbeat_ms=100",
+    "cluster.lease_ms=2000",
+    "cluster.progress_ms=5000",
+    "cluster.collective_ms=5000",
+];
+
+/// Trains on `count` workers with a CUDA device each; returns the adapter's SHA-256 and the losses.
+fn on_cuda(scene: &Scene, dir: &str, count: usize, settings: &[&str]) -> Result<(String, Vec<f64>)> {
+    let workers = format!("cluster.workers={count}");
+    let settings = [&["cluster.device=cuda", &workers], settings].concat();
+    let (mut coordinator, url) = coordinator(scene, dir, &settings)?;
+    let start = |n| worker(scene, &format!("{dir} worker {n}"), &url, &["--device", "cuda:0"]);
+    let mut workers = (0..count).map(start).collect::<Result<Vec<_>>>()?;
+    let code = coordinator.exit_code()?;
+    ensure!(code == 0, "{dir} ended with {code}:\n{}", coordinator.printed());
+    for worker in &mut workers {
+        ensure!(worker.exit_code()? == 0, "{}", worker.printed());
+    }
+    Ok((scene.adapter_sha256(dir)?, losses::of_run(&scene.path(dir))?))
+}
+
+fn on_cpu(scene: &Scene) -> Result<Vec<f64>> {
+    scene.train("cpu", &["cluster.workers=1"])?;
+    losses::of_run(&scene.path("cpu"))
+}
+
+#[test]
+fn f32_follows_the_cpu_and_one_and_two_ranks_give_the_same_adapter() -> Result<()> {
+    play_on(SMALL, |scene| {
+        let cpu = on_cpu(scene)?;
+        let (alone, losses) = on_cuda(scene, "one", 1, &[])?;
+        ensure!(losses.len() >= 10, "{losses:?}");
+        for (step, (cuda, cpu)) in losses.iter().zip(&cpu).enumerate() {
+            // Written so that no NaN passes.
+            ensure!((cuda - cpu).abs() <= 1e-4 * cpu, "step {}: {cuda} on CUDA, {cpu} on the CPU", step + 1);
+        }
+        let (together, same) = on_cuda(scene, "two", 2, &[])?;
+        ensure!(together == alone && same == losses, "two ranks: {together} {same:?}; one: {alone} {losses:?}");
+        let (over_tcp, same) = on_cuda(scene, "tcp", 2, &["cluster.collective=tcp"])?;
+        ensure!(over_tcp == alone && same == losses, "over TCP: {over_tcp} {same:?}; alone: {alone} {losses:?}");
+        println!("f32: largest distance from the CPU {:.1e} nats", losses::farthest(&losses, &cpu)?);
+        Ok(())
+    })
+}
+
+#[test]
+fn bf16_is_no_further_from_f32_than_torch_autocast_and_exact_too() -> Result<()> {
+    play_on(SMALL, |scene| {
+        let peft = PeftLosses::read()?;
+        let bf16 = ["model.dtype=bf16"];
+        let (alone, losses) = on_cuda(scene, "one", 1, &bf16)?;
+        let (together, _) = on_cuda(scene, "two", 2, &bf16)?;
+        ensure!(together == alone, "two ranks: {together}; one: {alone}");
+        let (ours, torch) =
+            (losses::farthest(&losses, &peft.f32)?, losses::farthest(&peft.autocast_bf16_base, &peft.f32)?);
+        println!("bf16: largest distance from f32 {ours:.1e} nats; torch autocast {torch:.1e}");
+        ensure!(ours <= torch, "{ours} nats from f32, torch autocast {torch}: {losses:?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn activation_checkpointing_and_fast_sums_train_too() -> Result<()> {
+    play(|scene| {
+        let (kept, losses) = on_cuda(scene, "kept", 2, &["train.max_steps=2"])?;
+        let settings = ["train.max_steps=2", "train.activation_checkpointing=true"];
+        let (recomputed, _) = on_cuda(scene, "recomputed", 2, &settings)?;
+        ensure!(recomputed == kept, "recomputed: {recomputed}; kept: {kept}");
+        let (_, fast) = on_cuda(scene, "fast", 2, &["train.max_steps=2", "train.reduction=fast"])?;
+        ensure!(losses::farthest(&fast, &losses)? < 1e-4, "{fast:?} {losses:?}");
+        Ok(())
+    })
+}
+
+/// Steps of the runs that are disturbed.
+const LONG: [&str; 2] = ["train.max_steps=8", "checkpoint.every=2"];
+
+/// Starts a run on two CUDA workers, of which NCCL misbehaves as the software device is told.
+fn with_fault(scene: &Scene, fault: &str) -> Result<(Process, [Process; 2])> {
+    let settings = [&["cluster.device=cuda", "cluster.workers=2"], &LONG[..], &IMPATIENT[..]].concat();
+    let (coordinator, url) = coordinator(scene, "run", &settings)?;
+    let fault = [("SOFTGPU_NCCL_FAULT", fault)];
+    let start = |name| worker_with(scene, name, &url, &["--device", "cuda:0", "--name", name], &fault);
+    Ok((coordinator, [start("a")?, start("b")?]))
+}
+
+/// The adapter after the fault is that of an undisturbed run: an aborted reduction leaves garbage in what was reduced,
+/// and nothing of it in the state.
+#[test]
+fn a_rank_that_dies_hangs_or_disagrees_stops_the_run_which_resumes_to_the_same_adapter() -> Result<()> {
+    if skip_without_our_device() {
+        return Ok(());
+    }
+    play(|scene| {
+        let (undisturbed, _) = on_cuda(scene, "whole", 1, &LONG)?;
+        // In the fifth step: flags, totals and sums are three collectives a step.
+        for fault in ["die:14@1", "hang:14@1", "mismatch:14@1"] {
+            let (mut coordinator, mut workers) = with_fault(scene, fault)?;
+            let code = coordinator.exit_code()?;
+            ensure!(code == 75, "{fault}: ended with {code}:\n{}", coordinator.printed());
+            for worker in &mut workers {
+                let code = worker.exit_code()?;
+                ensure!(code == 75 || code == 128 + 9, "{fault}: a worker ended with {code}:\n{}", worker.printed());
+            }
+            let (resumed, _) = on_cuda(scene, "run", 1, &LONG)?;
+            ensure!(resumed == undisturbed, "{fault}: {resumed} is not {undisturbed}");
+            std::fs::remove_dir_all(scene.path("run"))?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_slow_rank_is_waited_for() -> Result<()> {
+    if skip_without_our_device() {
+        return Ok(());
+    }
+    play(|scene| {
+        let settings = ["cluster.device=cuda", "cluster.workers=2", "train.max_steps=3"];
+        let (mut coordinator, url) = coordinator(scene, "run", &settings)?;
+        let slow = [("SOFTGPU_NCCL_FAULT", "delay:100@1")];
+        let start = |name| worker_with(scene, name, &url, &["--device", "cuda:0"], &slow);
+        let mut workers = [start("a")?, start("b")?];
+        ensure!(coordinator.exit_code()? == 0, "{}", coordinator.printed());
+        for worker in &mut workers {
+            ensure!(worker.exit_code()? == 0, "{}", worker.printed());
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_is_missing_is_named_before_anything_is_trained() -> Result<()> {
+    play(|scene| {
+        let (coordinator, url) = coordinator(scene, "run", &["cluster.device=cuda", "cluster.workers=1"])?;
+        let nothing = [("LD_LIBRARY_PATH", "")];
+        let mut absent = worker_with(scene, "absent", &url, &["--device", "cuda:4096"], &[])?;
+        ensure!(absent.exit_code()? == 1 && absent.printed().contains("B6005"), "{}", absent.printed());
+        ensure!(absent.printed().contains("no device cuda:4096"), "{}", absent.printed());
+        if !skip_without_our_device() {
+            let mut bare = worker_with(scene, "bare", &url, &["--device", "cuda:0"], &nothing)?;
+            ensure!(bare.exit_code()? == 1 && bare.printed().contains("B6005"), "{}", bare.printed());
+            ensure!(bare.printed().contains("libcuda.so.1 is not found"), "{}", bare.printed());
+        }
+        drop(coordinator);
+        Ok(())
+    })
+}
+
+#[test]
+fn the_doctor_knows_the_device() -> Result<()> {
+    play(|scene| {
+        let mut doctor = scene.start("doctor", scene.ballast("doctor").args(["--device", "cuda:0"]))?;
+        ensure!(doctor.exit_code()? == 0, "{}", doctor.printed());
+        let printed = doctor.printed();
+        ensure!(printed.contains("with CUDA") && printed.contains("cuda:0: ") && printed.contains("kernels"), "{printed}");
+        let mut absent = scene.start("doctor", scene.ballast("doctor").args(["--json", "--device", "cuda:4096"]))?;
+        ensure!(absent.exit_code()? == 1 && absent.printed().contains("B6005"), "{}", absent.printed());
+        Ok(())
+    })
+}
