@@ -69,7 +69,7 @@ softgpu:
 # skipped elsewhere.
 # The whole workspace, though few of its tests run: for a part of it cargo would resolve other features of the dependencies
 # and compile them once more.
-CUDA_TEST := $(CARGO) test --locked --workspace --features ballast-cli/cuda,ballast-kernels/reference
+CUDA_TEST := $(CARGO) test --locked --workspace --features ballast-cli/cuda,ballast-e2e/cuda,ballast-kernels/reference
 ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)", \
 	"SOFTGPU_LIB=$(CUDA_LIB)", "BALLAST_TEST_DEVICE=$(if $(SOFTGPU_LIB),foreign,ours)"]'
 NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'

@@ -1,11 +1,14 @@
 //! Ballast beside reference implementations, and as real processes.
 //!
-//! [`golden`] reads a training run that PEFT made; [`parity`] trains the same and measures the distance. The tests
-//! start real `ballast` processes ([`process`], [`cluster`]) on a random model ([`tiny`]).
+//! [`golden`] reads a training run that PEFT made; [`parity`] trains the same and measures the distance. The other way
+//! round, [`planned`] tells a peer what a run file trains, and [`losses`] are what the two reach. The tests start real
+//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]).
 #![forbid(unsafe_code)]
 
 pub mod cluster;
 pub mod golden;
+pub mod losses;
 pub mod parity;
+pub mod planned;
 pub mod process;
 pub mod tiny;

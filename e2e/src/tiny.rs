@@ -1,7 +1,10 @@
-//! Small runs on a random model: everything real but the size.
+//! Small runs on random models: everything real but the size.
 
+use crate::losses;
+use crate::planned::Planned;
 use crate::process::{Printed, Process, binary};
 use anyhow::{Context, Result, ensure};
+use ballast_coordinator::config;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,20 +12,34 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use tempfile::TempDir;
 
-/// A folder for one test: its run file and the directories of its runs.
+/// The run file of most tests.
+pub const TINY: &str = "tiny.toml";
+/// The run file whose losses PEFT reached too ([`crate::losses`]): heads of 64, weights stored as bf16.
+pub const SMALL: &str = "small.toml";
+
+/// A folder for one test: the directories of its runs. All its runs are of one run file, a fixture.
 pub struct Scene {
+    run_file: PathBuf,
     folder: TempDir,
     binary: PathBuf,
     /// What the processes of the test print, by their names.
     output: Mutex<Vec<(String, Printed)>>,
 }
 
+/// Plays a test on [`TINY`].
+///
+/// # Errors
+/// Those of [`play_on`].
+pub fn play(test: impl FnOnce(&Scene) -> Result<()>) -> Result<()> {
+    play_on(TINY, test)
+}
+
 /// Plays a test in a scene of its own. When it fails, all that its processes printed or logged is shown.
 ///
 /// # Errors
 /// Those of the test, and when there is no scene to play it in.
-pub fn play(test: impl FnOnce(&Scene) -> Result<()>) -> Result<()> {
-    let scene = Scene::new()?;
+pub fn play_on(run_file: &str, test: impl FnOnce(&Scene) -> Result<()>) -> Result<()> {
+    let scene = Scene::new(run_file)?;
     let result = test(&scene);
     if result.is_err() {
         scene.show();
@@ -37,23 +54,18 @@ pub fn fixture(name: &str) -> PathBuf {
 }
 
 impl Scene {
-    /// Writes the run file of a tiny run.
-    fn new() -> Result<Self> {
+    fn new(run_file: &str) -> Result<Self> {
         let (folder, binary) = (tempfile::tempdir()?, binary()?);
-        let run_file = format!(
-            "[run]\nname = \"tiny\"\nseed = 7\n\n\
-             [model]\nsource = {model:?}\n\n\
-             [lora]\nrank = 4\nalpha = 8\n\n\
-             [data]\ntrain = {rows:?}\ncache_dir = {cache:?}\n\n\
-             [train]\nglobal_batch = 16\nmicro_batch_tokens = 280\nlearning_rate = 0.01\nepochs = 100\nmax_steps = 4\n\n\
-             [cluster]\nbind = \"127.0.0.1:0\"\nthreads = 1\n\n\
-             [checkpoint]\nevery = 2\n",
-            model = fixture("tiny-model"),
-            rows = fixture("rows.jsonl"),
-            cache = folder.path().join("cache"),
-        );
-        fs::write(folder.path().join("tiny.toml"), run_file)?;
-        Ok(Self { folder, binary, output: Mutex::default() })
+        Ok(Self { run_file: fixture(run_file), folder, binary, output: Mutex::default() })
+    }
+
+    /// What the run file trains.
+    ///
+    /// # Errors
+    /// When the run file or its data are refused.
+    pub fn planned(&self) -> Result<Planned> {
+        let cache = ("data.cache_dir".to_owned(), self.path("cache").display().to_string());
+        Planned::of(config::load(&self.run_file, &[cache], &[])?.run)
     }
 
     /// A path in the test's folder.
@@ -73,12 +85,14 @@ impl Scene {
         command
     }
 
-    /// `ballast SUBCOMMAND tiny.toml --set run.dir=DIR --set ...`.
+    /// `ballast SUBCOMMAND RUN.toml --set run.dir=DIR --set ...`.
     #[must_use]
     pub fn run(&self, subcommand: &str, dir: &str, settings: &[&str]) -> Command {
         let mut command = self.ballast(subcommand);
-        command.arg("tiny.toml").arg("--set").arg(format!("run.dir={}", self.path(dir).display()));
-        for setting in settings {
+        let folders = [("run.dir", dir), ("data.cache_dir", "cache")];
+        let folders = folders.map(|(key, folder)| format!("{key}={}", self.path(folder).display()));
+        command.arg(&self.run_file);
+        for setting in folders.iter().map(String::as_str).chain(settings.iter().copied()) {
             command.args(["--set", setting]);
         }
         command
@@ -124,7 +138,15 @@ impl Scene {
         Ok(hex::encode(Sha256::digest(bytes)))
     }
 
-    /// A base model like the run's but for one weight.
+    /// The loss of every step of a run, in nats a token.
+    ///
+    /// # Errors
+    /// When its metrics cannot be read.
+    pub fn losses(&self, dir: &str) -> Result<Vec<f64>> {
+        losses::of_run(&self.path(dir))
+    }
+
+    /// A base model like [`TINY`]'s but for one weight.
     ///
     /// # Errors
     /// When it cannot be written.

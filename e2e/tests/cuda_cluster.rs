@@ -30,12 +30,12 @@ fn on_cuda(scene: &Scene, dir: &str, count: usize, settings: &[&str]) -> Result<
     for worker in &mut workers {
         ensure!(worker.exit_code()? == 0, "{}", worker.printed());
     }
-    Ok((scene.adapter_sha256(dir)?, losses::of_run(&scene.path(dir))?))
+    Ok((scene.adapter_sha256(dir)?, scene.losses(dir)?))
 }
 
 fn on_cpu(scene: &Scene) -> Result<Vec<f64>> {
     scene.train("cpu", &["cluster.workers=1"])?;
-    losses::of_run(&scene.path("cpu"))
+    scene.losses("cpu")
 }
 
 #[test]

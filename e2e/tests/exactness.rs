@@ -1,30 +1,15 @@
 //! The same adapter, bit for bit, whoever trains it and whatever happens on the way.
 
 use anyhow::{Context, Result, ensure};
-use ballast_basemodel::ModelSource;
-use ballast_coordinator::config;
-use ballast_coordinator::data;
-use ballast_coordinator::data::plan::{CostModel, Plan, PlanSettings};
 use ballast_e2e::tiny::{Scene, play};
 use nix::sys::signal::Signal;
 
 const DROPOUT: [&str; 2] = ["lora.dropout=0.0", "lora.dropout=0.1"];
 
-/// Fewest micro-batches of any step of the tiny run.
+/// Fewest micro-batches of any step of the run.
 fn fewest_micro_batches(scene: &Scene) -> Result<usize> {
-    let run = config::load(&scene.path("tiny.toml"), &[], &[])?.run;
-    let model = ModelSource::parse(&run.model.source, None)?.fetch()?;
-    let prepared = data::prepare(&run, &model, &|_| ())?;
-    let settings = PlanSettings {
-        epochs: run.train.epochs.into(),
-        max_steps: run.train.max_steps,
-        global_batch: run.train.global_batch,
-        micro_batch_tokens: run.train.micro_batch_tokens,
-        cost: CostModel::of(model.architecture()),
-    };
-    let plan = Plan::new(run.run.seed, &prepared.lengths(), settings);
-    let counts = (1..=plan.total_steps()).filter_map(|step| Some(plan.step(step)?.micro_batches.len()));
-    counts.min().context("a plan without steps")
+    let planned = scene.planned()?;
+    planned.steps().map(|step| step.micro_batches.len()).min().context("a plan without steps")
 }
 
 #[test]
