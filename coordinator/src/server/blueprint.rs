@@ -222,6 +222,8 @@ impl Blueprint {
             },
             threads: self.run.cluster.threads,
             timeouts: Some(self.timeouts()),
+            activation_checkpointing: train.activation_checkpointing,
+            largest_micro_batch_tokens: self.plan.largest_micro_batch_tokens(),
         }
     }
 
