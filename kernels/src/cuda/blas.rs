@@ -8,7 +8,7 @@
 //! workers choose equally. Algorithms that reduce in place or in the output's type are excluded.
 
 use super::libraries::Library;
-use super::memory::{Buffer, Pool};
+use super::memory::{Buffer, Memory};
 use super::{CudaBackend, Storage};
 use crate::KernelError;
 use crate::check::ensure;
@@ -20,7 +20,7 @@ use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Workspace that algorithms may use: what NVIDIA recommends for Hopper, and enough elsewhere.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 
 /// `CUBLAS_OP_T`, which the bindings of cuBLASLt lack.
 const TRANSPOSED: i32 = 1;
@@ -204,7 +204,7 @@ fn failed(what: &'static str) -> impl FnOnce(CublasError) -> KernelError {
 }
 
 impl Blas {
-    pub(super) fn new(memory: &Arc<Pool>) -> Result<Self> {
+    pub(super) fn new(memory: &Arc<Memory>) -> Result<Self> {
         Library::CublasLt.require()?;
         memory.device().bind()?;
         let workspace = memory.take(WORKSPACE, "the workspace of matrix products")?;
