@@ -72,6 +72,7 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits
+	$(CARGO) test --locked -p ballast-worker --features cuda $(ON_DEVICE) --test training -- cuda_memory
 
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu

@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod exact;
 pub mod generate;
 pub mod lora;
+pub mod memory;
 pub mod model;
 mod objective;
 pub mod optimizer;

@@ -1,8 +1,8 @@
 //! Small models, runs and shards; ranks that are threads.
 
 use ballast_basemodel::Architecture;
-use ballast_kernels::Philox;
 use ballast_kernels::cpu::CpuBackend;
+use ballast_kernels::{Backend, Philox};
 use ballast_proto::v1::schedule::Kind;
 use ballast_proto::v1::{
     Generation, Lora, MicroBatch, Optimizer, Reduction, RunSpec, Schedule, Sequence, StepShard, TokenRange,
@@ -23,9 +23,14 @@ pub(crate) fn uniform(name: &str, len: usize, bound: f32) -> Vec<f32> {
     words.take(len).map(|word| bound * (word as f32 / 2f32.powi(31) - 1.0)).collect()
 }
 
-/// A decoder with random weights, norms near one.
+/// A decoder on the CPU, as [`decoder_on`] makes them.
 pub(crate) fn decoder(architecture: &Architecture, threads: usize) -> Arc<Decoder<CpuBackend>> {
-    let backend = Arc::new(CpuBackend::new(threads).unwrap());
+    decoder_on(CpuBackend::new(threads).unwrap(), architecture)
+}
+
+/// A decoder with random weights, norms near one.
+pub(crate) fn decoder_on<B: Backend>(backend: B, architecture: &Architecture) -> Arc<Decoder<B>> {
+    let backend = Arc::new(backend);
     let offset = if architecture.norm_unit_offset { 0.0 } else { 1.0 };
     let weights = |name: &str, shape: &[usize]| {
         let len = shape.iter().product();
@@ -64,7 +69,7 @@ pub(crate) fn run_spec() -> RunSpec {
     }
 }
 
-pub(crate) fn trainer(decoder: &Arc<Decoder<CpuBackend>>, run: &RunSpec) -> Trainer<CpuBackend> {
+pub(crate) fn trainer<B: Backend>(decoder: &Arc<Decoder<B>>, run: &RunSpec) -> Trainer<B> {
     Trainer::new(Arc::clone(decoder.backend()), Arc::clone(decoder), run, Progress::new()).unwrap()
 }
 
