@@ -22,21 +22,22 @@ fn the_estimate_is_what_a_run_takes() {
         (|backend| (backend.memory().in_use, backend.memory().peak)) as fn(&CudaBackend) -> (usize, usize),
         CudaBackend::reset_peak_memory as fn(&CudaBackend),
     );
-    for (number, architecture) in architectures().iter().enumerate() {
-        for (storage, tokens, checkpointing) in [
-            (Storage::F32, 37, false),
-            (Storage::F32, 150, true),
-            (Storage::Bf16, 150, false),
-            (Storage::Bf16, 37, true),
-        ] {
-            let run = run(&ALL_LINEAR, 0.2, checkpointing);
-            let sequences = [sample(1, tokens - 20, 9, 61), sample(2, 20, 9, 61)];
-            let footprint = CudaFootprint { storage };
-            let (estimate, measured) = compare(backend(storage), footprint, usage, architecture, &run, &sequences);
-            let what = format!("model {number}, {storage:?}, {tokens} tokens, checkpointing {checkpointing}");
-            assert_eq!(estimate.weights + estimate.adapter + estimate.workspace, measured.resident, "{what}");
-            assert_close(&what, estimate.kept + estimate.transient, measured.passing);
-        }
+    // Few, because the software device takes its time.
+    let cases = [
+        (0, Storage::F32, 37, false),
+        (0, Storage::Bf16, 50, true),
+        (1, Storage::Bf16, 37, true),
+        (2, Storage::Bf16, 37, false),
+    ];
+    for (number, storage, tokens, checkpointing) in cases {
+        let architecture = Architecture { layers: 3, ..architectures()[number].clone() };
+        let run = run(&ALL_LINEAR, 0.2, checkpointing);
+        let sequences = [sample(1, tokens - 20, 9, 61), sample(2, 20, 9, 61)];
+        let footprint = CudaFootprint { storage };
+        let (estimate, measured) = compare(backend(storage), footprint, usage, &architecture, &run, &sequences);
+        let what = format!("model {number}, {storage:?}, {tokens} tokens, checkpointing {checkpointing}");
+        assert_eq!(estimate.weights + estimate.adapter + estimate.workspace, measured.resident, "{what}");
+        assert_close(&what, estimate.kept + estimate.transient, measured.passing);
     }
 }
 
