@@ -77,7 +77,7 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_nccl --test cuda_nccl_faults
-	$(CUDA_TEST) $(ON_DEVICE) --test training whole_model::
+	$(CUDA_TEST) $(ON_DEVICE) --test training whole_model:: cuda_memory::
 
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu

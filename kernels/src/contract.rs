@@ -62,6 +62,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn reals(&self, len: usize) -> Result<Self::Reals>;
     /// A vector from host values.
     fn upload_reals(&self, values: &[f32]) -> Result<Self::Reals>;
+    /// Sets every element to zero.
+    fn clear_reals(&self, vector: &mut Self::Reals) -> Result<()>;
     /// Overwrites the whole vector from the host; `values` has its length.
     fn write_reals(&self, vector: &mut Self::Reals, values: &[f32]) -> Result<()>;
     /// The whole vector.

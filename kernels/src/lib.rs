@@ -1,8 +1,9 @@
 //! Tensor operations of LoRA training: the [`Backend`] contract and its implementations.
 //!
-//! The contract speaks in the operations that a fast device wants, not in a tensor algebra: every method is one
-//! fused pass over memory. [`cpu::CpuBackend`] implements it in f32; [`reference`] holds an f64 version of each
-//! operation, and [`conformance`] compares any backend with it at ragged shapes.
+//! The contract speaks in the operations that a fast device wants, not in a tensor algebra: every method is one fused
+//! pass over memory. [`cpu::CpuBackend`] implements it in f32; [`reference`] holds an f64 version of each operation,
+//! and [`conformance`] compares any backend with it at ragged shapes. [`dry_run::DryRun`] computes nothing and counts
+//! memory.
 //!
 //! # Exactness
 //! For one binary on one kind of device, the bits of every result are a function of the operands and their shapes
@@ -16,7 +17,10 @@ mod contract;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod dry_run;
 mod error;
+mod footprint;
+mod free_list;
 mod layout;
 mod philox;
 
@@ -30,5 +34,6 @@ pub use contract::{
     Target,
 };
 pub use error::KernelError;
+pub use footprint::{Footprint, LowRank};
 pub use layout::PackedLayout;
 pub use philox::Philox;

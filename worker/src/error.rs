@@ -10,6 +10,16 @@ pub enum WorkerError {
     /// The device failed, or was asked for something that cannot be.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The device cannot hold the run: known beforehand, or met.
+    #[error("out of memory: {shortage}; the run takes about {estimate}; {remedies}")]
+    OutOfMemory {
+        /// What is missing.
+        shortage: String,
+        /// What the run takes, by kind.
+        estimate: String,
+        /// What to change.
+        remedies: String,
+    },
     /// The base model cannot be used.
     #[error(transparent)]
     Model(#[from] ballast_basemodel::Error),
@@ -74,7 +84,7 @@ pub enum WorkerError {
 impl Coded for WorkerError {
     fn code(&self) -> ErrorCode {
         match self {
-            Self::Kernel(KernelError::OutOfMemory { .. }) => ErrorCode::OutOfMemory,
+            Self::Kernel(KernelError::OutOfMemory { .. }) | Self::OutOfMemory { .. } => ErrorCode::OutOfMemory,
             Self::Kernel(KernelError::Unusable(_)) => ErrorCode::DeviceUnusable,
             Self::Kernel(KernelError::Device(_)) => ErrorCode::DeviceFailed,
             Self::Kernel(KernelError::Shape { .. }) | Self::Internal(_) => ErrorCode::Internal,

@@ -13,6 +13,7 @@ pub mod exact;
 pub mod generate;
 pub mod lora;
 pub mod machine;
+pub mod memory;
 pub mod model;
 mod objective;
 pub mod optimizer;

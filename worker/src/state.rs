@@ -62,6 +62,15 @@ impl<B: Backend> TrainingState<B> {
         })
     }
 
+    /// Becomes the state before the first step again, in place.
+    pub(crate) fn reset(&mut self, backend: &B, layout: &LoraLayout, seed: u64) -> Result<(), WorkerError> {
+        backend.write_reals(&mut self.parameters, &layout.initial_parameters(seed))?;
+        backend.clear_reals(&mut self.first_moment)?;
+        backend.clear_reals(&mut self.second_moment)?;
+        (self.step, self.exponents) = (0, exact::initial_exponents(layout.tensors().len()));
+        Ok(())
+    }
+
     /// SHA-256 over step, adapter, moments and exponents.
     pub(crate) fn sha256(&self, backend: &B) -> Result<[u8; 32], WorkerError> {
         Ok(self.read(backend)?.sha256())
@@ -77,21 +86,21 @@ impl<B: Backend> TrainingState<B> {
         Ok(ExportedState { step: host.step, state_sha256: host.sha256(), files })
     }
 
-    /// The state that [`TrainingState::export`] put into `files` after `step`.
+    /// Becomes the state that [`TrainingState::export`] put into `files` after `step`; stays as it is when there is
+    /// anything wrong with them. In place: memory is planned, and has no room for a second state.
     pub(crate) fn import(
+        &mut self,
         backend: &B,
         layout: &LoraLayout,
         step: u64,
         files: &[(String, Bytes)],
-    ) -> Result<Self, WorkerError> {
+    ) -> Result<(), WorkerError> {
         let host = HostState::parse(layout, step, files)?;
-        Ok(Self {
-            step: host.step,
-            parameters: backend.upload_reals(&host.parameters)?,
-            first_moment: backend.upload_reals(&host.first_moment)?,
-            second_moment: backend.upload_reals(&host.second_moment)?,
-            exponents: host.exponents,
-        })
+        backend.write_reals(&mut self.parameters, &host.parameters)?;
+        backend.write_reals(&mut self.first_moment, &host.first_moment)?;
+        backend.write_reals(&mut self.second_moment, &host.second_moment)?;
+        (self.step, self.exponents) = (host.step, host.exponents);
+        Ok(())
     }
 
     fn read(&self, backend: &B) -> Result<HostState, WorkerError> {

@@ -84,8 +84,7 @@ impl<B: Backend> StepSums<B> {
                 backend.clear_integers(sums)?;
             }
             Gradients::Fast { mean, weight } => {
-                let parameters = all.last().map_or(0, |segment| segment.range.end);
-                *mean = backend.reals(parameters)?;
+                backend.clear_reals(mean)?;
                 *weight = (1.0 / shard.step_loss_tokens as f64) as f32;
             }
         }

@@ -7,7 +7,7 @@ use crate::WorkerError;
 use crate::collective::DeviceCollective;
 use crate::exact::{self, Verdict};
 use crate::lora::{Adapter, DropoutKey, LoraLayout};
-use crate::model::{Batch, Decoder, Pass, Rows};
+use crate::model::{Batch, Decoder, Keep, Pass, Rows};
 use crate::objective::sft;
 use crate::optimizer::Optimizer;
 use crate::packed::Packed;
@@ -56,6 +56,7 @@ pub struct Trainer<B: Backend> {
     optimizer: Optimizer,
     schedule: Schedule,
     seed: u64,
+    keep: Keep,
     progress: Progress,
     state: TrainingState<B>,
     /// Of one micro-batch, then the mean of the step.
@@ -84,6 +85,7 @@ impl<B: Backend> Trainer<B> {
             optimizer: Optimizer::new(optimizer)?,
             schedule: Schedule::new(schedule, optimizer.learning_rate, run.total_steps)?,
             seed: run.seed,
+            keep: if run.activation_checkpointing { Keep::Inputs } else { Keep::Everything },
             progress,
             state: TrainingState::fresh(&*backend, &layout, run.seed)?,
             gradient: backend.reals(layout.parameters())?,
@@ -186,7 +188,7 @@ impl<B: Backend> Trainer<B> {
             dropout: Some(DropoutKey { seed: self.seed, step }),
         };
         let pass = Pass { batch: &batch, adapter: Some(&adapter), progress: &self.progress };
-        let (hidden, tape) = self.decoder.forward(&pass, &rows)?;
+        let (hidden, tape) = self.decoder.forward(&pass, &rows, self.keep)?;
         let (losses, d_hidden) = sft::loss_and_gradient(&self.decoder, &hidden, &packed.targets)?;
         self.decoder.backward(&d_hidden, &pass, &rows, tape, &mut self.gradient)?;
         Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
@@ -225,13 +227,21 @@ impl<B: Backend> Trainer<B> {
         self.state.export(&self.backend, &self.layout)
     }
 
+    /// Goes back to step 0, with the adapter from the run's seed.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn reset(&mut self) -> Result<(), WorkerError> {
+        self.state.reset(&self.backend, &self.layout, self.seed)
+    }
+
     /// Replaces the state by one exported after `step`.
     ///
     /// # Errors
-    /// [`WorkerError::State`] when anything about the files is wrong; the state is as it was before.
+    /// [`WorkerError::State`] when anything about the files is wrong; the state is as it was before. When the device
+    /// fails, the state is lost.
     pub fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError> {
-        self.state = TrainingState::import(&*self.backend, &self.layout, step, files)?;
-        Ok(())
+        self.state.import(&*self.backend, &self.layout, step, files)
     }
 
     /// Steps applied to the state.

@@ -221,13 +221,14 @@ mod tests {
     }
 
     #[test]
-    fn workers_threads_and_more_steps_may_change() {
+    fn what_shapes_no_bit_and_more_steps_may_change() {
         let there = record(|_| (), 5);
         let here = record(
             |run| {
                 run.cluster.workers = 7;
                 run.cluster.threads = 3;
                 run.checkpoint.every = 9;
+                run.train.activation_checkpointing = true;
             },
             8,
         );

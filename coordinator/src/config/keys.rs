@@ -64,6 +64,7 @@ pub const KEYS: &[Key] = &[
     key("train.max_steps", Integer(1, i64::MAX)),
     key("train.global_batch", Integer(1, 1 << 20)),
     key("train.micro_batch_tokens", Integer(1, 1 << 24)),
+    key("train.activation_checkpointing", Boolean),
     key("train.learning_rate", Positive(10.0)),
     key("train.schedule", Word(&["constant", "linear", "cosine"])),
     key("train.warmup_steps", Integer(0, i64::MAX)),

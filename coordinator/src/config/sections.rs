@@ -188,6 +188,9 @@ pub struct Train {
     pub global_batch: u32,
     /// Tokens of one micro-batch, at most (a longer sample gets one of its own).
     pub micro_batch_tokens: u32,
+    /// Keep only each layer's input for the backward pass and compute the layer again there: less memory, one more forward
+    /// pass, the same bits.
+    pub activation_checkpointing: bool,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Course of the learning rate after warm-up.
@@ -216,6 +219,7 @@ impl Default for Train {
             max_steps: None,
             global_batch: 16,
             micro_batch_tokens: 1024,
+            activation_checkpointing: false,
             learning_rate: 2e-4,
             schedule: Schedule::Linear,
             warmup_steps: 0,

@@ -130,7 +130,7 @@ fn each_refusal_names_key_value_origin_and_what_is_allowed() {
             cluster, checkpoint, observe".into()),
         (load_text(SMALLEST, &[], &[("BALLAST__TRAIN", "1")]), "B1002: unknown key `train` (environment variable \
             BALLAST__TRAIN); the keys of [train] are epochs, max_steps, global_batch, micro_batch_tokens, \
-            learning_rate, schedule, warmup_steps, weight_decay, beta1, beta2, epsilon, clip_norm, reduction".into()),
+            activation_checkpointing, learning_rate, schedule, warmup_steps, weight_decay, beta1, beta2, epsilon, clip_norm, reduction".into()),
         (with("train = 3"), "B1003: `train` = 3 (demo.toml, line 1) is an integer; allowed: a section, written [train]"
             .into()),
         (set("train.epochs", "abc"), format!("B1003: `train.epochs` = \"abc\" (--set) is a string; allowed: {int}")),

@@ -140,6 +140,17 @@ impl Plan {
             .unwrap_or(0)
     }
 
+    /// Tokens that no micro-batch of the run exceeds: the budget, or the longest sample where that is more; and never
+    /// more than the longest samples of one step have together. What memory is planned for.
+    #[must_use]
+    pub fn largest_micro_batch_tokens(&self) -> u64 {
+        let mut longest_first = self.lengths.clone();
+        longest_first.sort_unstable_by_key(|&tokens| Reverse(tokens));
+        let longest = longest_first.first().copied().map_or(0, u64::from);
+        let step: u64 = longest_first.iter().take(self.settings.global_batch as usize).copied().map(u64::from).sum();
+        longest.max(step.min(self.settings.micro_batch_tokens.into()))
+    }
+
     fn tokens(&self, sample: u32) -> u32 {
         self.lengths.get(sample as usize).copied().unwrap_or(0)
     }

@@ -233,6 +233,8 @@ impl Blueprint {
             },
             collective: self.collective().into(),
             workers: self.run.cluster.workers,
+            activation_checkpointing: train.activation_checkpointing,
+            largest_micro_batch_tokens: self.plan.largest_micro_batch_tokens(),
         }
     }
 

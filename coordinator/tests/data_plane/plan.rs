@@ -49,6 +49,22 @@ fn useful_workers_are_the_micro_batches_of_the_largest_step() {
 }
 
 #[test]
+fn memory_is_planned_for_the_budget_and_for_no_more_than_there_is() {
+    let largest = |lengths: &[u32], batch, budget| {
+        let plan = Plan::new(1, lengths, settings(2, batch, budget));
+        let tokens = |group: &Vec<u32>| group.iter().map(|&sample| u64::from(lengths[sample as usize])).sum::<u64>();
+        let steps = (1..=plan.total_steps()).filter_map(|step| plan.step(step));
+        let met = steps.flat_map(|step| step.micro_batches).map(|group| tokens(&group)).max().unwrap_or(0);
+        (plan.largest_micro_batch_tokens(), met)
+    };
+    assert_eq!(largest(&[50; 8], 4, 100), (100, 100));
+    // One sample over the budget; steps with fewer tokens than the budget; no samples.
+    assert_eq!(largest(&[70, 20, 130, 50], 4, 100), (130, 130));
+    assert_eq!(largest(&[25; 4], 2, 100), (50, 50));
+    assert_eq!(largest(&[], 4, 100), (0, 0));
+}
+
+#[test]
 fn costs_follow_the_architecture() {
     assert_eq!(COST.sample(100), 100 * 3_538_944 + 100 * 100 * 576);
     let plan = Plan::new(1, &[100, 100], settings(1, 2, 1000));
@@ -107,6 +123,7 @@ proptest! {
                 step.micro_batches.iter().map(|m| m.iter().map(|&s| lengths[s as usize]).sum()).collect();
             for (micro_batch, &tokens) in step.micro_batches.iter().zip(&tokens) {
                 prop_assert!(!micro_batch.is_empty());
+                prop_assert!(u64::from(tokens) <= plan.largest_micro_batch_tokens());
                 prop_assert!(tokens <= budget || micro_batch.len() == 1, "{} tokens over {}", tokens, budget);
             }
             // Were there room to spare, fewer would have done: the packed ones number less than twice the fewest.

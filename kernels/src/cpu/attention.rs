@@ -103,6 +103,13 @@ pub(crate) fn stack_queries(shape: &AttentionShape, q: &[f32], count: usize, kv:
     }
 }
 
+/// Elements of a tile's scratch, of `count` queries that see up to `keys` keys: stacked queries, scores, context and
+/// running statistics.
+pub(crate) fn scratch(shape: &AttentionShape, count: usize, keys: usize) -> [usize; 4] {
+    let rows = shape.heads / shape.kv_heads * count;
+    [rows * shape.head_dim, rows * keys.min(KEY_BLOCK), rows * shape.head_dim, rows * 2]
+}
+
 /// Attends from the tile's queries. `out: [count, heads * head_dim]`; `log_sum_exp: [count * heads]`, when wanted.
 pub(crate) fn attend(
     memory: &Arc<FreeLists>,
@@ -115,11 +122,11 @@ pub(crate) fn attend(
     let (d, group, count) = (shape.head_dim, shape.heads / shape.kv_heads, tile.count);
     let rows = group * count;
     let keys = visible(shape, tile.first).start..tile.first + count;
-    let widest = keys.len().min(KEY_BLOCK);
-    let mut queries = memory.take(rows * d, "attention queries")?;
-    let mut scores = memory.take(rows * widest, "attention scores")?;
-    let mut context = memory.take(rows * d, "attention context")?;
-    let mut running = memory.take(rows * 2, "attention statistics")?;
+    let [of_queries, of_scores, of_context, of_statistics] = scratch(shape, count, keys.len());
+    let mut queries = memory.take(of_queries, "attention queries")?;
+    let mut scores = memory.take(of_scores, "attention scores")?;
+    let mut context = memory.take(of_context, "attention context")?;
+    let mut running = memory.take(of_statistics, "attention statistics")?;
     let kv_stride = shape.kv_heads * d;
 
     for kv in 0..shape.kv_heads {

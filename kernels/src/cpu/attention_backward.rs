@@ -113,19 +113,28 @@ pub(crate) fn backward(
     })
 }
 
+/// Elements of the scratch of one key head of a sequence of `length` rows: queries, gradients of context and queries,
+/// scores, their gradients, deltas, and the gradients of keys and values.
+pub(crate) fn scratch(shape: &AttentionShape, length: usize) -> [usize; 8] {
+    let rows = shape.heads / shape.kv_heads * query_block(shape).min(length);
+    let (of_queries, of_scores) = (rows * shape.head_dim, rows * length.min(KEY_BLOCK));
+    let of_keys = length * shape.head_dim;
+    [of_queries, of_queries, of_queries, of_scores, of_scores, rows, of_keys, of_keys]
+}
+
 fn one_head(b: &CpuBackend, parallelism: Parallelism, inputs: &Inputs<'_>, mut item: Item<'_>) -> Result<()> {
     let shape = inputs.shape;
     let (d, group, length) = (shape.head_dim, shape.heads / shape.kv_heads, item.sequence.len());
     let (q_cols, kv_cols) = (shape.heads * d, shape.kv_heads * d);
     let most = query_block(shape).min(length);
-    let rows = group * most;
-    let widest = length.min(KEY_BLOCK);
+    let [of_queries, of_d_context, of_d_queries, of_scores, of_d_scores, of_deltas, of_d_k, of_d_v] =
+        scratch(shape, length);
     let take = |len| b.memory.take(len, "attention gradients");
-    let (mut queries, mut d_context, mut d_queries) = (take(rows * d)?, take(rows * d)?, take(rows * d)?);
-    let (mut scores, mut d_scores) = (take(rows * widest)?, take(rows * widest)?);
-    let mut deltas = take(rows)?;
-    let mut d_k = b.memory.take_zeros(length * d, "attention gradients")?;
-    let mut d_v = b.memory.take_zeros(length * d, "attention gradients")?;
+    let (mut queries, mut d_context, mut d_queries) = (take(of_queries)?, take(of_d_context)?, take(of_d_queries)?);
+    let (mut scores, mut d_scores) = (take(of_scores)?, take(of_d_scores)?);
+    let mut deltas = take(of_deltas)?;
+    let mut d_k = b.memory.take_zeros(of_d_k, "attention gradients")?;
+    let mut d_v = b.memory.take_zeros(of_d_v, "attention gradients")?;
 
     for first in (0..length).step_by(most) {
         let count = most.min(length - first);

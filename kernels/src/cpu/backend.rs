@@ -62,6 +62,11 @@ impl Backend for CpuBackend {
         Ok(vector)
     }
 
+    fn clear_reals(&self, vector: &mut Vector) -> Result<()> {
+        vector.data_mut().fill(0.0);
+        Ok(())
+    }
+
     fn write_reals(&self, vector: &mut Vector, values: &[f32]) -> Result<()> {
         length("write_reals", "values", values.len(), vector.len())?;
         vector.data_mut().copy_from_slice(values);

@@ -33,7 +33,7 @@ pub struct MemoryUse {
 }
 
 /// The capacity that serves `len` elements.
-fn size_class(len: usize) -> usize {
+pub(crate) fn size_class(len: usize) -> usize {
     let wanted = len + LINE;
     if wanted <= 64 {
         return 64;

@@ -26,6 +26,11 @@ fn row_stride(vocab: usize) -> usize {
     vocab.next_multiple_of(16) + 16
 }
 
+/// Elements of the logits that exist at a time.
+pub(crate) fn scratch(rows: usize, vocab: usize) -> usize {
+    chunk_rows(vocab).min(rows) * row_stride(vocab)
+}
+
 /// What to make of the logits.
 enum Wanted<'a> {
     /// Losses, and the gradient of their sum with respect to the hidden states.
@@ -75,7 +80,7 @@ fn by_chunks(
     below(operation, "targets", &targets.values, vocab)?;
     let chunk = chunk_rows(vocab).min(rows);
     let stride = row_stride(vocab);
-    let mut logits = b.memory.take(chunk * stride, "logits")?;
+    let mut logits = b.memory.take(scratch(rows, vocab), "logits")?;
     for first in (0..rows).step_by(chunk) {
         let count = chunk.min(rows - first);
         let logits = &mut logits.as_mut_slice()[..count * stride];

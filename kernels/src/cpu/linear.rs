@@ -14,7 +14,9 @@ use crate::contract::{LoraPath, Result, Target};
 use gemm::Parallelism;
 
 /// Rows of activations that are masked at a time.
-const MASKED_ROWS: usize = 128;
+pub(crate) const MASKED_ROWS: usize = 128;
+/// Rows of masked activations that the gradient of `A` takes at a time: as many as one product takes without cutting K.
+pub(crate) const GRADIENT_ROWS: usize = 4 * MASKED_ROWS;
 
 /// The adapter of a call, its shapes checked.
 struct Adapter<'a> {
@@ -197,14 +199,14 @@ fn gradient_of_a(
         });
         return Ok(());
     };
-    // As many rows at a time as one product takes without cutting K.
-    const PIECE: usize = 4 * MASKED_ROWS;
-    let mut dropped = backend.memory.take(PIECE.min(rows) * inp, "a masked piece of activations")?;
-    for (piece, (x, d_down)) in x.data().chunks(PIECE * inp).zip(d_down.chunks(PIECE * rank)).enumerate() {
+    let mut dropped = backend.memory.take(GRADIENT_ROWS.min(rows) * inp, "a masked piece of activations")?;
+    for (piece, (x, d_down)) in
+        x.data().chunks(GRADIENT_ROWS * inp).zip(d_down.chunks(GRADIENT_ROWS * rank)).enumerate()
+    {
         let dropped = &mut dropped.as_mut_slice()[..x.len()];
         let items = x.chunks(MASKED_ROWS * inp).zip(dropped.chunks_mut(MASKED_ROWS * inp)).enumerate().collect();
         backend.threads.for_each(items, |(part, (x, dropped)): (usize, (&[f32], &mut [f32]))| {
-            mask.apply(piece * PIECE + part * MASKED_ROWS, x, inp, dropped);
+            mask.apply(piece * GRADIENT_ROWS + part * MASKED_ROWS, x, inp, dropped);
         });
         let store = if piece == 0 { Store::Overwrite } else { Store::Add };
         let count = x.len() / inp;

@@ -12,6 +12,7 @@ mod buffers;
 mod dropout;
 mod exp;
 mod fixed;
+mod footprint;
 mod gated;
 mod gemm;
 mod head;
@@ -28,6 +29,7 @@ mod weights;
 
 pub use attention_cached::Cache;
 pub use buffers::{IndexVector, IntegerVector, Matrix, MemoryUse, PackingTable, Vector};
+pub use footprint::CpuFootprint;
 pub use weights::{FrozenLinear, RotaryTable, Table};
 
 use crate::check;
@@ -49,6 +51,12 @@ impl CpuBackend {
     pub fn new(threads: usize) -> Result<Self> {
         let threads = threads::Threads::new(threads)?;
         Ok(Self { threads, memory: Arc::default() })
+    }
+
+    /// Sizes of its memory.
+    #[must_use]
+    pub fn footprint(&self) -> CpuFootprint {
+        CpuFootprint { threads: self.threads.count() }
     }
 
     /// Threads of this backend.

@@ -161,6 +161,11 @@ pub(super) fn forward(
     b.launch("attention", &program.kernel("attention"), true, grid, &args)
 }
 
+/// Bytes of the statistics of each token and head that the kernels of the backward pass share.
+pub(super) fn statistics_bytes(tokens: usize, shape: &AttentionShape) -> usize {
+    2 * tokens * shape.heads * size_of::<f32>()
+}
+
 #[allow(clippy::too_many_arguments)]
 pub(super) fn backward(
     b: &CudaBackend,
@@ -183,7 +188,7 @@ pub(super) fn backward(
     let program = Program::of(OPERATION, b.storage(), shape)?;
 
     let items = packing.tokens() * shape.heads;
-    let statistics = b.scratch(2 * items * size_of::<f32>(), "the statistics of attention")?;
+    let statistics = b.scratch(statistics_bytes(packing.tokens(), shape), "the statistics of attention")?;
     let tokens = Arg::U32(packing.tokens() as u32);
     let (team, threads) = DELTA;
     let mut args: Vec<Arg> = vec![d_out.into(), out.into(), log_sum_exp.into(), tokens];

@@ -58,6 +58,10 @@ impl Backend for CudaBackend {
         Ok(Vector { len: values.len(), buffer: self.upload(values, "a vector")? })
     }
 
+    fn clear_reals(&self, vector: &mut Vector) -> Result<()> {
+        self.device().zero(vector.buffer.ptr(), vector.buffer.bytes())
+    }
+
     fn write_reals(&self, vector: &mut Vector, values: &[f32]) -> Result<()> {
         length("write_reals", "values", values.len(), vector.len)?;
         self.overwrite(&vector.buffer, values)

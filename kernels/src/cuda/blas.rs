@@ -9,7 +9,7 @@
 //! which finds those that are not. Algorithms that reduce in place or in the output's type are excluded.
 
 use super::libraries::Library;
-use super::memory::{Buffer, Pool};
+use super::memory::{Buffer, Memory};
 use super::{CudaBackend, Storage};
 use crate::KernelError;
 use crate::check::ensure;
@@ -22,7 +22,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Workspace that algorithms may use: what NVIDIA recommends for Hopper, and enough elsewhere.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
 
 /// Buckets of rows whose algorithms are hashed: up to 2^20, beyond any micro-batch.
 const BUCKETS: std::ops::RangeInclusive<u32> = 0..=20;
@@ -219,7 +219,7 @@ fn failed(what: &'static str) -> impl FnOnce(CublasError) -> KernelError {
 }
 
 impl Blas {
-    pub(super) fn new(memory: &Arc<Pool>) -> Result<Self> {
+    pub(super) fn new(memory: &Arc<Memory>) -> Result<Self> {
         Library::CublasLt.require()?;
         memory.device().bind()?;
         let workspace = memory.take(WORKSPACE, "the workspace of matrix products")?;

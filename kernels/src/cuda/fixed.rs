@@ -5,6 +5,7 @@ use super::check::{self, ensure, length};
 use super::memory::Buffer;
 use super::{Arg, CudaBackend, Grid};
 use crate::contract::{Result, Segment};
+use crate::free_list::rounded;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads of a block of fixed.cu.
@@ -46,6 +47,12 @@ impl Tables {
         recent.push((segments.to_vec(), Arc::clone(&pieces)));
         Ok(pieces)
     }
+}
+
+/// Bytes of the tables that are remembered, for so many segments of a vector of `elements` elements.
+pub(super) fn tables_bytes(elements: usize, segments: usize) -> usize {
+    let pieces = elements.div_ceil(PIECE) + segments;
+    Tables::MOST * rounded(4 * pieces * size_of::<u32>())
 }
 
 /// The table of [`Pieces`].

@@ -28,6 +28,23 @@ fn chunk_rows(vocab: usize, storage: Storage) -> usize {
     if rows > 8 { rows / 8 * 8 } else { rows }
 }
 
+/// Bytes of what exists of logits at a time.
+pub(super) struct Scratch {
+    /// Rows of a chunk.
+    rows: usize,
+    pub(super) logits: usize,
+    /// Of their gradient, where it is wanted and does not take their place.
+    pub(super) gradients: Option<usize>,
+}
+
+impl Scratch {
+    pub(super) fn new(rows: usize, vocab: usize, storage: Storage, gradient: bool) -> Self {
+        let rows = chunk_rows(vocab, storage).min(rows);
+        let gradients = (gradient && storage == Storage::Bf16).then(|| rows * vocab * storage.bytes());
+        Self { rows, logits: rows * vocab * size_of::<f32>(), gradients }
+    }
+}
+
 /// Rows `first..first + count` of a matrix.
 fn rows(b: &CudaBackend, matrix: &Matrix, first: usize, count: usize) -> View {
     let bytes = first * matrix.cols * b.storage().bytes();
@@ -99,12 +116,9 @@ fn by_chunks(
     length(operation, "targets", targets.len, hidden.rows)?;
     length(operation, "the result", out.len(), hidden.rows)?;
     targets.below(operation, "targets", vocab)?;
-    let chunk = chunk_rows(vocab, b.storage()).min(hidden.rows);
-    let logits = b.scratch(chunk * vocab * size_of::<f32>(), "logits")?;
-    let narrow = match (&d_hidden, b.storage()) {
-        (Some(_), Storage::Bf16) => Some(b.scratch(chunk * vocab * b.storage().bytes(), "gradients of logits")?),
-        _ => None,
-    };
+    let Scratch { rows: chunk, logits, gradients } = Scratch::new(hidden.rows, vocab, b.storage(), d_hidden.is_some());
+    let logits = b.scratch(logits, "logits")?;
+    let narrow = gradients.map(|bytes| b.scratch(bytes, "gradients of logits")).transpose()?;
     let d_logits = narrow.as_ref().map_or(logits.ptr(), |narrow| narrow.ptr());
     for first in (0..hidden.rows).step_by(chunk) {
         let count = chunk.min(hidden.rows - first);

@@ -6,6 +6,7 @@ use super::weights::FrozenLinear;
 use super::{Arg, CudaBackend, Grid};
 use crate::Philox;
 use crate::contract::{Dropout, LoraPath, Result};
+use crate::footprint::LowRank;
 
 /// What lora.cu fixes: threads of a block, elements of a tile on the wide side, and elements of K that a block
 /// contracts.
@@ -35,6 +36,28 @@ fn mask(dropout: Option<&Dropout<'_, CudaBackend>>) -> [Arg; 8] {
         sequence.into(),
         samples.into(),
     ]
+}
+
+/// Bytes of the partial sums of a contraction over `k` elements, to `[side, rank]`; none where there is one piece.
+fn partial_bytes(side: usize, k: usize, rank: usize) -> usize {
+    let pieces = k.div_ceil(SPLIT);
+    if pieces == 1 { 0 } else { pieces * side * rank * size_of::<f32>() }
+}
+
+fn d_down_bytes(rows: usize, rank: usize) -> usize {
+    rows * rank * size_of::<f32>()
+}
+
+/// Bytes of the buffers that [`forward`] has at once.
+pub(super) fn forward_scratch(path: &LowRank) -> Vec<usize> {
+    vec![partial_bytes(path.rows, path.inp, path.rank)]
+}
+
+/// Bytes of the buffers that [`backward`] has at once, when it has most.
+pub(super) fn backward_scratch(path: &LowRank) -> Vec<usize> {
+    let LowRank { rows, inp, out, rank, .. } = *path;
+    let partial = [(out, rows), (rows, out), (inp, rows)].map(|(side, k)| partial_bytes(side, k, rank));
+    vec![d_down_bytes(rows, rank), partial.into_iter().max().unwrap_or(0)]
 }
 
 /// What a contraction sums over.
@@ -71,7 +94,7 @@ impl Contraction<'_> {
         if pieces == 1 {
             return self.launch(b, side, pieces, self.scale, self.out);
         }
-        let partial = b.scratch(pieces * len * size_of::<f32>(), "partial sums of a low-rank product")?;
+        let partial = b.scratch(partial_bytes(side, k, self.rank), "partial sums of a low-rank product")?;
         self.launch(b, side, pieces, 1.0, partial.ptr())?;
         let args = [Arg::from(&partial), Arg::Ptr(self.out), (len as u32).into(), (pieces as u32).into()];
         let args = [&args[..], &[self.scale.into()]].concat();
@@ -150,7 +173,7 @@ pub(super) fn backward(
     let (rank, scale, mask) = (path.rank, path.scaling, mask(path.dropout.as_ref()));
     let (a, b_matrix) = (path.parameters.at(path.a.start), path.parameters.at(path.b.start));
     let (d_a, d_b) = (d_parameters.at(path.a.start), d_parameters.at(path.b.start));
-    let d_down = b.scratch(x.rows * rank * size_of::<f32>(), "the gradient of a low-rank projection")?;
+    let d_down = b.scratch(d_down_bytes(x.rows, rank), "the gradient of a low-rank projection")?;
 
     let (over, thin) = (Over::Tokens, down.at(0));
     Contraction { kernel: "lora_d_b", wide: d_y, thin, rank, over, scale, mask: &[], out: d_b }.enqueue(b)?;

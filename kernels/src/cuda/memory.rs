@@ -1,18 +1,23 @@
-//! Device memory: a pool of buffers by size class.
+//! Device memory: an arena that is planned, not a pool that grows as it happens.
 //!
-//! A dropped buffer returns to the pool at once, though kernels that use it may still be enqueued. That is safe because
-//! all work is on one stream: whatever the next owner enqueues runs after them. What a collective uses on its own stream
-//! stays borrowed until that is over ([`super::nccl`]). Only [`Device::free`] has to wait.
+//! Until [`Memory::reserve`] every buffer is an allocation of its own; from then on buffers lie in slabs
+//! ([`super::slabs`] says which, [`crate::free_list`] where). Packed micro-batches hardly ever repeat a shape, so
+//! buffers are cut from the slab to the nearest 256 bytes, where classes of sizes would keep one block for every size
+//! that ever came by.
+//!
+//! A dropped buffer may be used again at once, though kernels that use it may still be enqueued. That is safe because
+//! all work is on one stream: whatever the next owner enqueues runs after them. What a collective uses
+//! on its own stream stays borrowed until that is over ([`super::nccl`]). Only [`Device::free`] has to wait.
+//!
+//! # What a slab hides
+//! The software device (as compute-sanitizer on a GPU) holds every access against the table of allocations. Within a
+//! slab it cannot tell a buffer from its neighbour, and finds old values where it would find poison. So whatever tests
+//! kernels leaves the memory unreserved: there an access beyond a buffer, or to one that was dropped, is a fault.
 
 use super::device::Device;
-use crate::KernelError;
+use super::slabs::{Piece, Slabs, Source};
 use crate::contract::Result;
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Smallest class, and the alignment of every buffer.
-const SMALLEST: usize = 256;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that a [`super::CudaBackend`] has in buffers, scratch and frozen weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,32 +26,37 @@ pub struct MemoryUse {
     pub in_use: usize,
     /// The most that was ever in use at once.
     pub peak: usize,
-    /// Taken from the device: in use or waiting for reuse.
+    /// Taken from the device: in use or waiting for use.
     pub allocated: usize,
 }
 
-/// Device memory that waits for its next use, by class.
+/// The memory of a device.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct Memory {
     device: Arc<Device>,
-    waiting: Mutex<BTreeMap<usize, Vec<u64>>>,
-    in_use: AtomicUsize,
-    peak: AtomicUsize,
-    allocated: AtomicUsize,
+    state: Mutex<State>,
 }
 
-/// The class that serves `bytes`: packed micro-batches hardly ever repeat a shape, so classes are at most an eighth
-/// apart.
-fn size_class(bytes: usize) -> usize {
-    let wanted = bytes.max(SMALLEST);
-    let step = (wanted.next_power_of_two() / 16).max(SMALLEST);
-    wanted.div_ceil(step) * step
+#[derive(Debug, Default)]
+struct State {
+    slabs: Slabs,
+    in_use: usize,
+    peak: usize,
 }
 
-impl Pool {
+impl Source for Device {
+    fn allocate(&self, bytes: usize, what: &'static str) -> Result<u64> {
+        Device::allocate(self, bytes, what)
+    }
+
+    fn free(&self, pointer: u64) -> Result<()> {
+        Device::free(self, pointer)
+    }
+}
+
+impl Memory {
     pub(super) fn new(device: Arc<Device>) -> Self {
-        let (waiting, counter) = (Mutex::default(), AtomicUsize::default);
-        Self { device, waiting, in_use: counter(), peak: counter(), allocated: counter() }
+        Self { device, state: Mutex::default() }
     }
 
     pub(super) fn device(&self) -> &Device {
@@ -57,96 +67,57 @@ impl Pool {
         Arc::clone(&self.device)
     }
 
+    /// See [`super::CudaBackend::reserve`].
+    pub(super) fn reserve(&self, bytes: usize) -> Result<()> {
+        self.state().slabs.reserve(self.device(), bytes)
+    }
+
     /// A buffer of unspecified content.
     pub(super) fn take(self: &Arc<Self>, bytes: usize, what: &'static str) -> Result<Buffer> {
-        let class = size_class(bytes);
-        let (class, pointer) = match self.reuse(class) {
-            Some(found) => found,
-            None => (class, self.allocate(class, what)?),
-        };
-        let in_use = self.in_use.fetch_add(class, Relaxed) + class;
-        self.peak.fetch_max(in_use, Relaxed);
-        Ok(Buffer { pointer, bytes, class, home: Arc::clone(self) })
-    }
-
-    /// A waiting block of this class, or of one at most a quarter larger.
-    fn reuse(&self, class: usize) -> Option<(usize, u64)> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (&found, blocks) = waiting.range_mut(class..=class + class / 4).find(|(_, blocks)| !blocks.is_empty())?;
-        blocks.pop().map(|pointer| (found, pointer))
-    }
-
-    /// Fresh memory. What waits is given back first when it would exceed the most that was ever in use, or when the
-    /// device has no more: so the pool holds at most twice what the work needs.
-    fn allocate(&self, class: usize, what: &'static str) -> Result<u64> {
-        let (in_use, allocated) = (self.in_use.load(Relaxed), self.allocated.load(Relaxed));
-        if allocated + class - in_use > self.peak.load(Relaxed).max(in_use + class) {
-            self.release()?;
-        }
-        let pointer = match self.device.allocate(class, what) {
-            Err(KernelError::OutOfMemory { .. }) => {
-                self.release()?;
-                self.device.allocate(class, what)?
-            }
-            other => other?,
-        };
-        self.allocated.fetch_add(class, Relaxed);
-        Ok(pointer)
-    }
-
-    /// Gives all waiting memory back to the device.
-    fn release(&self) -> Result<()> {
-        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-        for (class, blocks) in waiting {
-            for pointer in blocks {
-                self.allocated.fetch_sub(class, Relaxed);
-                self.device.free(pointer)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn put_back(&self, class: usize, pointer: u64) {
-        self.in_use.fetch_sub(class, Relaxed);
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).entry(class).or_default().push(pointer);
+        let mut state = self.state();
+        let piece = state.slabs.take(self.device(), bytes, what)?;
+        state.in_use += piece.bytes;
+        state.peak = state.peak.max(state.in_use);
+        Ok(Buffer { piece, bytes, home: Arc::clone(self) })
     }
 
     /// Bytes in use now, at most, and in all.
-    pub(super) fn memory(&self) -> MemoryUse {
-        MemoryUse {
-            in_use: self.in_use.load(Relaxed),
-            peak: self.peak.load(Relaxed),
-            allocated: self.allocated.load(Relaxed),
-        }
+    pub(super) fn usage(&self) -> MemoryUse {
+        let state = self.state();
+        MemoryUse { in_use: state.in_use, peak: state.peak, allocated: state.slabs.allocated() }
     }
 
     /// Forgets the peak: from here on it is what is in use now.
     pub(super) fn reset_peak(&self) {
-        self.peak.store(self.in_use.load(Relaxed), Relaxed);
+        let mut state = self.state();
+        state.peak = state.in_use;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Pool {
+impl Drop for Memory {
     fn drop(&mut self) {
-        if let Err(error) = self.release() {
+        if let Err(error) = self.state().slabs.release(self.device()) {
             tracing::warn!(%error, "device memory was not given back");
         }
     }
 }
 
-/// Device memory, back in its pool when dropped. Aligned to 256 bytes; never null, even when empty.
+/// Device memory, back in its slab or with the device when dropped. Aligned to 256 bytes; never null, even when empty.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    pointer: u64,
+    piece: Piece,
     bytes: usize,
-    class: usize,
-    home: Arc<Pool>,
+    home: Arc<Memory>,
 }
 
 impl Buffer {
     /// Device address.
     pub(super) fn ptr(&self) -> u64 {
-        self.pointer
+        self.piece.pointer
     }
 
     /// Whether the stream of that very device orders what is done with it.
@@ -162,21 +133,10 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.home.put_back(self.class, self.pointer);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn classes_hold_what_is_asked_and_waste_little() {
-        for bytes in (0..70_000).step_by(7).chain([1_234_567, 1 << 20, (1 << 20) + 1, 3 << 30]) {
-            let class = size_class(bytes);
-            assert!(class >= bytes && class.is_multiple_of(SMALLEST));
-            assert!(class <= bytes * 9 / 8 + SMALLEST, "{bytes} -> {class}");
-            assert_eq!(size_class(class), class);
+        let mut state = self.home.state();
+        state.in_use -= self.piece.bytes;
+        if let Err(error) = state.slabs.put_back(self.home.device(), self.piece) {
+            tracing::warn!(%error, "device memory was not given back");
         }
     }
 }

@@ -18,6 +18,7 @@ mod buffers;
 #[allow(unsafe_code)] // Calls into the driver.
 mod device;
 mod fixed;
+mod footprint;
 mod gated;
 mod head;
 #[allow(unsafe_code)] // Opens libraries.
@@ -34,12 +35,14 @@ mod optimizer;
 mod probe;
 mod rotary;
 mod rows;
+mod slabs;
 mod team;
 #[allow(unsafe_code)] // Calls into the driver.
 mod transfer;
 mod weights;
 
 pub use buffers::{Cache, IndexVector, IntegerVector, Matrix, Packing, Vector};
+pub use footprint::CudaFootprint;
 pub use libraries::Library;
 pub use memory::MemoryUse;
 pub use modules::kernels_for;
@@ -85,7 +88,7 @@ impl Storage {
 #[derive(Debug)]
 pub struct CudaBackend {
     storage: Storage,
-    memory: Arc<memory::Pool>,
+    memory: Arc<memory::Memory>,
     blas: blas::Blas,
     tables: fixed::Tables,
 }
@@ -98,7 +101,7 @@ impl CudaBackend {
     /// [`crate::KernelError::Device`] when it fails.
     pub fn new(ordinal: usize, storage: Storage) -> Result<Self> {
         let device = Arc::new(device::Device::open(ordinal)?);
-        let memory = Arc::new(memory::Pool::new(device));
+        let memory = Arc::new(memory::Memory::new(device));
         let blas = blas::Blas::new(&memory)?;
         Ok(Self { storage, blas, tables: fixed::Tables::default(), memory })
     }
@@ -109,6 +112,12 @@ impl CudaBackend {
         self.storage
     }
 
+    /// Sizes of its memory.
+    #[must_use]
+    pub fn footprint(&self) -> CudaFootprint {
+        CudaFootprint { storage: self.storage }
+    }
+
     /// Free and total bytes of the device, other processes' use counted.
     ///
     /// # Errors
@@ -117,10 +126,22 @@ impl CudaBackend {
         self.device().memory()
     }
 
-    /// Bytes in buffers and scratch.
+    /// Takes `bytes` bytes from the device in one piece, in which buffers lie from here on.
+    ///
+    /// To be called when all is loaded that stays (weights, adapter, moments), with what the largest micro-batch takes.
+    /// Before, and if never called, each buffer is an allocation of its own, which is slow but lets a checker see every
+    /// access outside a buffer. Called again, it does nothing where enough is reserved.
+    ///
+    /// # Errors
+    /// [`crate::KernelError::OutOfMemory`] when the device has no such piece.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        self.memory.reserve(bytes)
+    }
+
+    /// Bytes in buffers, scratch and frozen weights.
     #[must_use]
     pub fn memory(&self) -> MemoryUse {
-        self.memory.memory()
+        self.memory.usage()
     }
 
     /// Starts measuring [`MemoryUse::peak`] anew.
@@ -154,7 +175,7 @@ impl CudaBackend {
         }
     }
 
-    /// Device memory of unspecified content, back in the pool when dropped: what was enqueued before still uses it
+    /// Device memory of unspecified content, free for reuse when dropped: what was enqueued before still uses it
     /// safely, because whoever gets it next is enqueued later on the same stream.
     fn scratch(&self, bytes: usize, what: &'static str) -> Result<Buffer> {
         self.memory.take(bytes, what)

@@ -38,13 +38,18 @@ fn scaled_gather(b: &CudaBackend, table: u64, rows: &IndexVector, scale: f32, ou
     b.launch(FILE, "gather_rows", true, team.grid(count, 1), &args)
 }
 
+/// Bytes of the inverse of row numbers, of a matrix of `rows` rows.
+pub(super) fn inverse_bytes(rows: usize) -> usize {
+    rows * size_of::<u32>()
+}
+
 /// By the inverse of `rows`, so that each row of `d_x` is written once.
 pub(super) fn scatter(b: &CudaBackend, d_out: &Matrix, rows: &IndexVector, d_x: &mut Matrix) -> Result<()> {
     let (total, cols) = (d_x.rows, d_x.cols);
     length("scatter_rows", "rows", rows.len, d_out.rows)?;
     length("scatter_rows", "a row of d_out", d_out.cols, cols)?;
     rows.below("scatter_rows", "rows", total)?;
-    let inverse = b.zeros(total * size_of::<u32>(), "the inverse of row numbers")?;
+    let inverse = b.zeros(inverse_bytes(total), "the inverse of row numbers")?;
     let args = [rows.into(), (&inverse).into(), (rows.len as u32).into()];
     b.launch(FILE, "invert_rows", false, Grid::elements(rows.len, THREADS), &args)?;
     let team = Team::new(cols, b.storage());

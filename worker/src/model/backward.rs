@@ -31,8 +31,9 @@ impl<B: Backend> Decoder<B> {
         let mut d_x = self.backend.activations(pass.batch.tokens, self.architecture.hidden_size)?;
         self.backend.scatter_rows(&d_last, &rows.indices, &mut d_x)?;
 
-        for (layer, tape) in layers.into_iter().enumerate().rev() {
-            let (Some(tape), Some(reach)) = (tape, adapter.layout.reach(layer)) else { break };
+        for (layer, kept) in layers.into_iter().enumerate().rev() {
+            let (Some(kept), Some(reach)) = (kept, adapter.layout.reach(layer)) else { break };
+            let tape = self.layer_tape(layer, kept, pass)?;
             LayerBackward { decoder: self, layer, pass, reach, gradient: &mut *gradient }.run(tape, &mut d_x)?;
             pass.progress.tick();
         }

@@ -5,15 +5,33 @@ use crate::WorkerError;
 use ballast_basemodel::Projection;
 use ballast_kernels::{Backend, Direction, NormKind};
 
-/// What a forward pass keeps for the backward pass: per layer what is dear to recompute.
+/// How much of each layer a forward pass keeps for the backward pass. The gradient has the same bits either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// All that the backward pass reads.
+    Everything,
+    /// The layer's input alone: the backward pass computes the layer again (activation checkpointing; Chen et al.,
+    /// 1604.06174).
+    Inputs,
+}
+
+/// What a forward pass keeps for the backward pass: per layer what is dear to recompute, or its input.
 pub struct Tape<B: Backend> {
     /// `None` below the lowest adapter, where no gradient flows.
-    pub(super) layers: Vec<Option<LayerTape<B>>>,
+    pub(super) layers: Vec<Option<Kept<B>>>,
     /// The residual stream at the wanted rows, before the final norm: `[N, H]`.
     pub(super) last: B::Activations,
 }
 
-/// Kept of one layer. Norm outputs and the gated product are recomputed instead: they cost one pass over memory.
+/// Kept of one layer, as [`Keep`] says.
+pub(super) enum Kept<B: Backend> {
+    Everything(LayerTape<B>),
+    /// Residual stream at the attention norm, all added: `[T, H]`.
+    Input(B::Activations),
+}
+
+/// All that the backward pass of one layer reads. Norm outputs and the gated product are recomputed instead: they cost
+/// one pass over memory.
 pub(super) struct LayerTape<B: Backend> {
     /// Residual stream at the attention norm: `[T, H]`.
     pub(super) attention_input: B::Activations,
@@ -72,17 +90,41 @@ impl<B: Backend> Decoder<B> {
     ///
     /// # Errors
     /// When the device fails.
-    pub fn forward(&self, pass: &Pass<'_, B>, rows: &Rows<B>) -> Result<(B::Activations, Tape<B>), WorkerError> {
+    pub fn forward(
+        &self,
+        pass: &Pass<'_, B>,
+        rows: &Rows<B>,
+        keep: Keep,
+    ) -> Result<(B::Activations, Tape<B>), WorkerError> {
         let mut residual = self.embed(pass)?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in 0..self.layers.len() {
             let (next, tape) = self.layer_forward(layer, residual, pass, Keys::Packed)?;
             residual = next;
             let adapted = pass.adapter.is_some_and(|adapter| adapter.layout.reach(layer).is_some());
-            layers.push(adapted.then_some(tape));
+            layers.push(adapted.then(|| match keep {
+                Keep::Everything => Kept::Everything(tape),
+                Keep::Inputs => Kept::Input(tape.attention_input),
+            }));
         }
         let (hidden, last) = self.finish(residual, rows)?;
         Ok((hidden, Tape { layers, last }))
+    }
+
+    /// What the backward pass reads of a layer: as it was kept, or computed again from the layer's input.
+    ///
+    /// The input is held as the layer left it, so that the same operations meet the same operands; dropout masks are
+    /// functions of their coordinates.
+    pub(super) fn layer_tape(
+        &self,
+        layer: usize,
+        kept: Kept<B>,
+        pass: &Pass<'_, B>,
+    ) -> Result<LayerTape<B>, WorkerError> {
+        match kept {
+            Kept::Everything(tape) => Ok(tape),
+            Kept::Input(x) => Ok(self.layer_forward(layer, Residual { x, delta: None }, pass, Keys::Packed)?.1),
+        }
     }
 
     pub(super) fn embed(&self, pass: &Pass<'_, B>) -> Result<Residual<B>, WorkerError> {

@@ -12,7 +12,7 @@ mod rotary;
 
 pub use batch::{Batch, Rows};
 pub use decode::DecodeCache;
-pub use forward::Tape;
+pub use forward::{Keep, Tape};
 pub use load::Weights;
 
 use crate::lora::Adapter;

@@ -3,9 +3,9 @@
 use crate::WorkerError;
 use crate::collective::{Collective, DeviceCollective, NcclDevice, NcclPlace};
 use crate::evaluate;
-use crate::model::Decoder;
+use crate::memory::MemoryEstimate;
 use crate::trainer::{ExportedState, StepOutcome, Trainer};
-use ballast_proto::v1::{NumericsFingerprint, RunSpec, StepShard, next_task_response::Task, task_result};
+use ballast_proto::v1::{NumericsFingerprint, StepShard, next_task_response::Task, task_result};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -44,10 +44,10 @@ pub(super) enum Meeting {
 /// The trainer on a backend.
 pub(super) struct TrainerEngine<B: NcclDevice> {
     pub(super) trainer: Trainer<B>,
-    pub(super) decoder: Arc<Decoder<B>>,
     pub(super) backend: Arc<B>,
-    pub(super) run: RunSpec,
     pub(super) fingerprint: NumericsFingerprint,
+    /// What it takes of the device's memory.
+    pub(super) planned: MemoryEstimate,
     /// The ranks of the current generation.
     pub(super) collective: Option<Box<dyn DeviceCollective<B>>>,
 }
@@ -62,11 +62,7 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
     }
 
     fn reset(&mut self) -> Result<(), WorkerError> {
-        if self.trainer.applied_step() > 0 {
-            let (backend, decoder) = (Arc::clone(&self.backend), Arc::clone(&self.decoder));
-            self.trainer = Trainer::new(backend, decoder, &self.run, self.trainer.progress().clone())?;
-        }
-        Ok(())
+        if self.trainer.applied_step() == 0 { Ok(()) } else { self.trainer.reset() }
     }
 
     fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError> {
@@ -93,7 +89,7 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
         let Some(collective) = &mut self.collective else {
             return Err(WorkerError::Internal(format!("step {} before the ranks have met", shard.step)));
         };
-        self.trainer.step(shard, &mut **collective)
+        self.trainer.step(shard, &mut **collective).map_err(|error| self.planned.told(error))
     }
 
     fn disconnect(&mut self) {
@@ -101,6 +97,6 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
     }
 
     fn evaluate(&mut self, task: &Task) -> Result<task_result::Result, WorkerError> {
-        evaluate::run(&mut self.trainer, task)
+        evaluate::run(&mut self.trainer, task).map_err(|error| self.planned.told(error))
     }
 }

@@ -4,11 +4,14 @@ use super::engine::{Engine, TrainerEngine};
 use crate::WorkerError;
 use crate::collective::NcclDevice;
 use crate::device::Device;
-use crate::model::Decoder;
+use crate::lora::LoraLayout;
+use crate::memory::{self, MemoryEstimate, MicroBatchSize};
+use crate::model::{Decoder, Keep};
 use crate::progress::Progress;
 use crate::trainer::Trainer;
 use ballast_basemodel::{BaseModel, ModelSource};
-use ballast_kernels::cpu::CpuBackend;
+use ballast_kernels::cpu::{CpuBackend, CpuFootprint};
+use ballast_kernels::{Footprint, KernelError};
 use ballast_proto::v1::{self, NumericsFingerprint, RunSpec};
 use ballast_proto::{ErrorCode, Failure};
 use sha2::{Digest, Sha256};
@@ -79,22 +82,86 @@ fn unusable(message: &str) -> WorkerError {
     Failure::new(ErrorCode::DeviceUnusable, message).into()
 }
 
-fn engine<B: NcclDevice>(
+/// A backend, and what of its memory can be planned.
+trait Planned: NcclDevice {
+    /// Its sizes.
+    type Sizes: Footprint;
+
+    fn sizes(&self) -> Self::Sizes;
+
+    /// Bytes that are free; `None` where memory is shared with everything else.
+    fn free_memory(&self) -> Result<Option<usize>, KernelError>;
+
+    /// Takes the memory of activations, once all that stays is loaded.
+    fn reserve_memory(&self, bytes: usize) -> Result<(), KernelError>;
+}
+
+impl Planned for CpuBackend {
+    type Sizes = CpuFootprint;
+
+    fn sizes(&self) -> CpuFootprint {
+        self.footprint()
+    }
+
+    fn free_memory(&self) -> Result<Option<usize>, KernelError> {
+        Ok(None)
+    }
+
+    fn reserve_memory(&self, _: usize) -> Result<(), KernelError> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Planned for ballast_kernels::cuda::CudaBackend {
+    type Sizes = ballast_kernels::cuda::CudaFootprint;
+
+    fn sizes(&self) -> Self::Sizes {
+        self.footprint()
+    }
+
+    fn free_memory(&self) -> Result<Option<usize>, KernelError> {
+        Ok(Some(self.device_memory()?.0))
+    }
+
+    fn reserve_memory(&self, bytes: usize) -> Result<(), KernelError> {
+        self.reserve(bytes)
+    }
+}
+
+/// What the run takes of the device's memory, told and refused before anything is loaded.
+fn plan_memory<B: Planned>(backend: &B, model: &BaseModel, run: &RunSpec) -> Result<MemoryEstimate, WorkerError> {
+    let lora = run.lora.as_ref().ok_or_else(|| WorkerError::RunSpec("lora is missing".into()))?;
+    let layout = LoraLayout::new(model.architecture(), lora)?;
+    let tokens = usize::try_from(run.largest_micro_batch_tokens).unwrap_or(usize::MAX);
+    let keep = if run.activation_checkpointing { Keep::Inputs } else { Keep::Everything };
+    let largest = MicroBatchSize { tokens, rows: tokens, keep };
+    let planned = memory::estimate(backend.sizes(), model.architecture(), &layout, largest)?;
+    tracing::info!("memory: about {planned}");
+    if let Some(free) = backend.free_memory()? {
+        planned.check(free)?;
+    }
+    Ok(planned)
+}
+
+fn engine<B: Planned>(
     backend: Arc<B>,
     run: &RunSpec,
     wishes: &Wishes,
     progress: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
     let model = base_model(run, wishes.model.as_deref())?;
-    let decoder = Arc::new(Decoder::load(&backend, &model)?);
+    let planned = plan_memory(&*backend, &model, run)?;
+    let decoder = Arc::new(Decoder::load(&backend, &model).map_err(|error| planned.told(error))?);
     let fingerprint = NumericsFingerprint {
         binary_sha256: binary_sha256()?,
         backend: backend.name().into(),
         arithmetic: backend.arithmetic(),
         weights_sha256: model.sha256()?,
     };
-    let trainer = Trainer::new(Arc::clone(&backend), Arc::clone(&decoder), run, progress.clone())?;
-    Ok(Box::new(TrainerEngine { trainer, decoder, backend, run: run.clone(), fingerprint, collective: None }))
+    let trainer = Trainer::new(Arc::clone(&backend), decoder, run, progress.clone())?;
+    backend.reserve_memory(planned.activations()).map_err(|error| planned.told(error.into()))?;
+    Ok(Box::new(TrainerEngine { trainer, backend, fingerprint, planned, collective: None }))
 }
 
 /// The run's base model, from `override_source` if this worker has it elsewhere.

@@ -23,9 +23,14 @@ pub(crate) fn uniform(name: &str, len: usize, bound: f32) -> Vec<f32> {
     words.take(len).map(|word| bound * (word as f32 / 2f32.powi(31) - 1.0)).collect()
 }
 
-/// A decoder with random weights, norms near one.
+/// A decoder on the CPU, as [`decoder_on`] makes them.
 pub(crate) fn decoder(architecture: &Architecture, threads: usize) -> Arc<Decoder<CpuBackend>> {
-    let backend = Arc::new(CpuBackend::new(threads).unwrap());
+    decoder_on(CpuBackend::new(threads).unwrap(), architecture)
+}
+
+/// A decoder with random weights, norms near one.
+pub(crate) fn decoder_on<B: Backend>(backend: B, architecture: &Architecture) -> Arc<Decoder<B>> {
+    let backend = Arc::new(backend);
     let offset = if architecture.norm_unit_offset { 0.0 } else { 1.0 };
     let weights = |name: &str, shape: &[usize]| {
         let len = shape.iter().product();

@@ -60,6 +60,11 @@ impl Backend for ReferenceBackend {
         Ok(widen(values))
     }
 
+    fn clear_reals(&self, vector: &mut Vec<f64>) -> Result<()> {
+        vector.fill(0.0);
+        Ok(())
+    }
+
     fn write_reals(&self, vector: &mut Vec<f64>, values: &[f32]) -> Result<()> {
         length("write_reals", "values", values.len(), vector.len())?;
         *vector = widen(values);
