@@ -11,12 +11,8 @@ use ballast_e2e::tiny::{SMALL, Scene, play, play_on};
 use ballast_kernels::conformance::skip_without_our_device;
 
 /// A collective may take so long; the rungs of the ladder below it are as near as they may be.
-const IMPATIENT: [&str; 4] = [
-    "cluster.heartbeat_ms=100",
-    "cluster.lease_ms=2000",
-    "cluster.progress_ms=5000",
-    "cluster.collective_ms=5000",
-];
+const IMPATIENT: [&str; 4] =
+    ["cluster.heartbeat_ms=100", "cluster.lease_ms=2000", "cluster.progress_ms=5000", "cluster.collective_ms=5000"];
 
 /// Trains on `count` workers with a CUDA device each; returns the adapter's SHA-256 and the losses.
 fn on_cuda(scene: &Scene, dir: &str, count: usize, settings: &[&str]) -> Result<(String, Vec<f64>)> {
@@ -167,7 +163,10 @@ fn the_doctor_knows_the_device() -> Result<()> {
         let mut doctor = scene.start("doctor", scene.ballast("doctor").args(["--device", "cuda:0"]))?;
         ensure!(doctor.exit_code()? == 0, "{}", doctor.printed());
         let printed = doctor.printed();
-        ensure!(printed.contains("with CUDA") && printed.contains("cuda:0: ") && printed.contains("kernels"), "{printed}");
+        ensure!(
+            printed.contains("with CUDA") && printed.contains("cuda:0: ") && printed.contains("kernels"),
+            "{printed}"
+        );
         let mut absent = scene.start("doctor", scene.ballast("doctor").args(["--json", "--device", "cuda:4096"]))?;
         ensure!(absent.exit_code()? == 1 && absent.printed().contains("B6005"), "{}", absent.printed());
         Ok(())
