@@ -130,8 +130,16 @@ impl Process {
     /// # Errors
     /// When it does not end in time.
     pub fn exit_code(&mut self) -> Result<i32> {
+        self.exit_code_within(PATIENCE)
+    }
+
+    /// As [`Process::exit_code`], for what takes its time.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn exit_code_within(&mut self, patience: Duration) -> Result<i32> {
         let name = self.name.clone();
-        let status = until(&format!("{name} to end"), || Ok(self.child.try_wait()?))?;
+        let status = until_within(patience, &format!("{name} to end"), || Ok(self.child.try_wait()?))?;
         self.ended = Some(status);
         status.code().or_else(|| status.signal().map(|signal| 128 + signal)).context("no exit status")
     }
@@ -193,14 +201,18 @@ pub fn with_arguments(words: &[&str]) -> Result<Vec<u32>> {
 ///
 /// # Errors
 /// When asking fails, or the time is over.
-pub fn until<T>(what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+pub fn until<T>(what: &str, ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_within(PATIENCE, what, ask)
+}
+
+fn until_within<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + patience;
     loop {
         if let Some(answer) = ask()? {
             return Ok(answer);
         }
         if Instant::now() >= deadline {
-            bail!("waited {PATIENCE:?} for {what}");
+            bail!("waited {patience:?} for {what}");
         }
         thread::sleep(POLL);
     }
