@@ -25,8 +25,9 @@ help:
 	@echo 'make test           the whole test suite (under 15 minutes on 2 cores), the CUDA backend emulated'
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
-	@echo 'make mutants        seeded faults in the CUDA kernels, and which test catches each'
-	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated)'
+	@echo 'make mutants        seeded faults in the CUDA backend, and which test catches each'
+	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated); with'
+	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -65,6 +66,8 @@ softgpu:
 
 # What passes here is emulated. The first two have no device, and so libraries to miss. Cargo puts its own directories in
 # front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word.
+# Tests that need what only our device has say that they are skipped on another.
+OURS := $(if $(SOFTGPU_LIB),,BALLAST_TEST_DEVICE=ours)
 CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
 ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)"]'
 NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'
@@ -72,17 +75,25 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits
+	$(OURS) $(CUDA_TEST) $(ON_DEVICE) --test cuda_device
 
-# Seeded faults in the kernels, which those tests must catch: emulated as they are.
+# Seeded faults in kernels and host code, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
-	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB)
+	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB) --target $(TARGET_DIR)
 
-# Global memory that each kernel moves, beside the least it could: emulated, but exact.
-# Its output is the JSON lines alone.
+# Global memory that each kernel moves, beside the least it could: emulated, but exact. Its output is the JSON lines alone.
+# With LLMC_DIR, also operations that llm.c has, side by side.
+TRAFFIC := LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
 traffic:
 	@$(MAKE) cuda softgpu >&2
-	@$(CARGO) build --locked -p ballast-kernels --features cuda --example traffic
-	@LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
+	@$(CARGO) build --locked -p ballast-kernels --features cuda,reference --example traffic
+	@$(TRAFFIC)
+ifdef LLMC_DIR
+	@kernels/examples/traffic/llmc/compile.py --llmc $(LLMC_DIR) --out $(TARGET_DIR)/llmc.ptx >&2
+	@$(TRAFFIC) --llmc $(TARGET_DIR)/llmc.ptx
+else
+	@echo 'traffic: not compared with llm.c: LLMC_DIR does not name a checkout of it' >&2
+endif
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)
