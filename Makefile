@@ -68,14 +68,23 @@ softgpu:
 # front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word.
 # Tests that need what only our device has say that they are skipped on another.
 OURS := $(if $(SOFTGPU_LIB),,BALLAST_TEST_DEVICE=ours)
+# Chooses their perturbation: another for every commit.
+export BALLAST_TEST_SEED ?= $(shell printf %d 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 1))
 CUDA_TEST := $(CARGO) test --locked -p ballast-kernels --features cuda,reference
 ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)"]'
+TRAFFIC := LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
 NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'
 test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits
 	$(OURS) $(CUDA_TEST) $(ON_DEVICE) --test cuda_device
+ifdef SOFTGPU_LIB
+	@echo 'skipped: needs our device (what kernels move at small shapes)'
+else
+	$(CARGO) build --locked -p ballast-kernels --features cuda,reference --example traffic
+	$(TRAFFIC) --small > $(TARGET_DIR)/traffic-small.jsonl
+endif
 
 # Seeded faults in kernels and host code, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
@@ -83,7 +92,6 @@ mutants: cuda softgpu
 
 # Global memory that each kernel moves, beside the least it could: emulated, but exact. Its output is the JSON lines alone.
 # With LLMC_DIR, also operations that llm.c has, side by side.
-TRAFFIC := LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
 traffic:
 	@$(MAKE) cuda softgpu >&2
 	@$(CARGO) build --locked -p ballast-kernels --features cuda,reference --example traffic

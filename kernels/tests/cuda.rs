@@ -16,6 +16,30 @@ fn backend(storage: Storage) -> CudaBackend {
 ballast_kernels::conformance_suite!(f32, backend(Storage::F32), Precision::F32);
 ballast_kernels::conformance_suite!(bf16, backend(Storage::Bf16), Precision::Bf16);
 
+/// The same at shapes that take seconds: where `make mutants` looks first.
+mod short {
+    use super::*;
+    use ballast_kernels::conformance::check_short_family;
+
+    macro_rules! suite {
+        ($module:ident, $storage:expr, $precision:expr; $($family:ident)*) => {
+            mod $module {
+                use super::*;
+                $(
+                    #[test]
+                    #[ignore = "part of the suite above"]
+                    fn $family() {
+                        check_short_family(&backend($storage), stringify!($family), $precision);
+                    }
+                )*
+            }
+        };
+    }
+
+    suite!(f32, Storage::F32, Precision::F32; rows norm linear rotary attention decoding gated head optimizer);
+    suite!(bf16, Storage::Bf16, Precision::Bf16; rows norm linear rotary attention decoding gated head optimizer);
+}
+
 /// Every family, every case: the same bits on two backends, of which one had used its buffers for something else.
 fn bits_are_a_function_of_the_operands(storage: Storage) {
     let (first, second) = (backend(storage), backend(storage));

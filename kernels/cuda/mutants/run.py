@@ -79,11 +79,21 @@ class Bench:
                 return done.stdout.strip()
         return None
 
-    def run(self, names, ptx=None, programs=None):
+    def judge(self, names, ptx=None, programs=None):
+        """What became of a mutant: the tests at short shapes first, which most faults do not survive."""
+        short = [f"short::{storage}{name}" for name in names for storage in ("f32::", "bf16::") if "::" not in name]
+        short += [f"short::{name}" for name in names if "::" in name]
+        for names, options in ((short, ["--ignored"]), (names, [])):
+            _, failed = self.run(names, options, ptx, programs)
+            if failed:
+                return Outcome(True, f"caught by {failed[0]}")
+        return Outcome(False, "SURVIVED")
+
+    def run(self, names, options=(), ptx=None, programs=None):
         """Runs the tests whose names contain one of `names`: those that passed, and those that failed."""
         passed, failed = [], []
         for program in programs or self.tests:
-            command = [program, *names, "--test-threads=1"]
+            command = [program, *names, *options, "--test-threads=1"]
             environment = dict(self.environment, **({"BALLAST_CUDA_PTX": str(ptx)} if ptx else {}))
             try:
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
@@ -133,7 +143,7 @@ def judge_kernel(bench, mutant):
         complaint = bench.compile(sources, mutant["file"], ptx)
         if complaint is not None:
             return Outcome(False, f"does not compile: {complaint.splitlines()[0]}")
-        return outcome(bench.run(mutant["tests"], ptx=ptx))
+        return bench.judge(mutant["tests"], ptx=ptx)
 
 
 def judge_host(bench, mutant):
@@ -146,12 +156,7 @@ def judge_host(bench, mutant):
         path.write_text(original)
     if programs is None:
         return Outcome(False, "does not compile")
-    return outcome(bench.run(mutant["tests"], programs=programs))
-
-
-def outcome(result):
-    _, failed = result
-    return Outcome(bool(failed), f"caught by {failed[0]}" if failed else "SURVIVED")
+    return bench.judge(mutant["tests"], programs=programs)
 
 
 def main():
