@@ -125,7 +125,7 @@ pub(crate) fn head_cases(size: Size, storage: Storage) -> Vec<Case> {
         let kernel = Kernel::typed("cross_entropy", storage, read + written);
         let again = ROWS * vocab.saturating_sub(KEPT) * F32;
         // What a block cannot keep it must read twice.
-        let kernel = if again * 20 > read + written { kernel.tiled(read + written + again) } else { kernel };
+        let kernel = if again * 8 > read + written { kernel.tiled(read + written + again) } else { kernel };
         all.push(Case::new("linear_cross_entropy", &shape, vec![kernel], move |b| {
             let head = b.tied_head(&b.pack_embedding(&vec![0.5; vocab * HIDDEN], vocab, HIDDEN)?)?;
             let (hidden, targets) = (matrix(b, ROWS, HIDDEN)?, b.upload_indices(&[1; ROWS])?);
