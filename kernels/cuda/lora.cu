@@ -140,7 +140,8 @@ template <u32 THIN> struct Contraction {
     static constexpr u32 WARPS_M = 4, WARPS_K = THREADS / WARP / WARPS_M;
     static constexpr u32 LANES_N = THIN == 16 ? 4 : 8, LANES_M = WARP / LANES_N;
     static constexpr u32 QM = WIDE / WARPS_M / LANES_M / 4, QN = THIN / LANES_N / 4;
-    static constexpr u32 PITCH = WIDE + 4, UNROLL = 2;
+    static constexpr u32 PITCH = WIDE + 4;
+    static constexpr u32 UNROLL = 2; // More spills: a thread has 128 registers.
 
     union Shared {
         struct {
