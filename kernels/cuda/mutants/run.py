@@ -32,6 +32,12 @@ import toolchain  # noqa: E402
 
 SUITES = ("cuda", "cuda_bits")
 SECONDS = 600  # A mutant that keeps a test busy for longer hangs.
+# The files whose kernels a test launches: others need not be compiled to judge a mutant by it.
+LAUNCHED = {
+    "rows": ("rows",), "norm": ("norm",), "linear": ("lora",), "rotary": ("rotary",), "gated": ("gated",),
+    "attention": ("attention", "attention_backward"), "decoding": ("attention_cached",), "head": ("cross_entropy",),
+    "optimizer": ("optimizer", "fixed"), "adamw": ("optimizer",), "fixed_point": ("fixed",), "squared_norm": ("fixed",),
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +74,12 @@ class Bench:
         messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
         return [message["executable"] for message in messages if message.get("executable")]
 
-    def compile(self, sources, file, into):
-        """PTX of all of `sources` that include `file`, into a directory; the compiler's complaint, or None."""
+    def compile(self, sources, mutant, into):
+        """PTX of all of `sources` that include the mutant and its tests launch, into a directory; the compiler's complaint,
+        or None."""
+        launched = {file for test in mutant["tests"] for file in LAUNCHED[test.rpartition("::")[2]]}
         for source in sorted(sources.glob("*.cu")):
-            if file not in (path.name for path in build.included(source)):
+            if source.stem not in launched or mutant["file"] not in (path.name for path in build.included(source)):
                 continue
             command = [self.nvcc, *build.COMPILE[1:], source.name, "-o", into / f"{source.stem}.ptx"]
             done = subprocess.run(command, cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -140,7 +148,7 @@ def judge_kernel(bench, mutant):
         shutil.copytree(KERNELS, sources, ignore=other)
         (sources / mutant["file"]).write_text(changed(mutant, KERNELS / mutant["file"]))
         ptx.mkdir()
-        complaint = bench.compile(sources, mutant["file"], ptx)
+        complaint = bench.compile(sources, mutant, ptx)
         if complaint is not None:
             return Outcome(False, f"does not compile: {complaint.splitlines()[0]}")
         return bench.judge(mutant["tests"], ptx=ptx)
