@@ -77,6 +77,24 @@ fn storage_rounds_to_nearest_even_and_keeps_nan() {
     assert!(stored(Storage::F32)[5].is_nan() && stored(Storage::Bf16)[5].is_nan());
 }
 
+/// By kernels: whole accesses of 16 bytes (64 columns) and single elements (33). A bound on the error would let truncation
+/// pass, which is off by twice as much at most.
+#[test]
+fn results_are_rounded_to_nearest_even() {
+    let b = backend(Storage::Bf16);
+    for cols in [33, 64] {
+        let rows = 20;
+        let round = |value: f32| half::bf16::from_f32(value).to_f32();
+        let values: Vec<f32> = Source::new(9).floats(rows * cols, 1.0).into_iter().map(round).collect();
+        let table = b.pack_embedding(&values, rows, cols).unwrap();
+        let ids = b.upload_indices(&(0..rows as u32).collect::<Vec<_>>()).unwrap();
+        let mut out = b.activations(rows, cols).unwrap();
+        b.embedding(&table, &ids, 1.1, &mut out).unwrap();
+        let want: Vec<f32> = values.iter().map(|value| round(value * 1.1)).collect();
+        assert_eq!(b.read_activations(&out).unwrap(), want, "{cols} columns");
+    }
+}
+
 /// More than both halves of the staging buffer, so that a half is used again while its copy may be under way.
 #[test]
 fn long_copies_arrive_whole() {

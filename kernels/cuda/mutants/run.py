@@ -37,6 +37,7 @@ LAUNCHED = {
     "rows": ("rows",), "norm": ("norm",), "linear": ("lora",), "rotary": ("rotary",), "gated": ("gated",),
     "attention": ("attention", "attention_backward"), "decoding": ("attention_cached",), "head": ("cross_entropy",),
     "optimizer": ("optimizer", "fixed"), "adamw": ("optimizer",), "fixed_point": ("fixed",), "squared_norm": ("fixed",),
+    "results_are_rounded": ("rows",),
 }
 
 
