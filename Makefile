@@ -25,8 +25,9 @@ help:
 	@echo 'make test           the whole test suite (under 15 minutes on 2 cores), the CUDA backend emulated'
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
-	@echo 'make mutants        seeded faults in the CUDA kernels, and which test catches each'
-	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated)'
+	@echo 'make mutants        seeded faults in the CUDA backend, and which test catches each'
+	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated); with'
+	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -65,30 +66,47 @@ softgpu:
 
 # What passes here is emulated. The first two have no device, and so libraries to miss. Cargo puts its own directories in
 # front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word. It also tells the tests where
-# the processes that they start find the libraries, and whether those are ours: what needs our faults or counters is
-# skipped elsewhere.
+# the processes that they start find the libraries, and whether those are ours: what needs our faults, counters or
+# perturbations is skipped elsewhere.
 # The whole workspace, though few of its tests run: for a part of it cargo would resolve other features of the dependencies
 # and compile them once more.
-CUDA_TEST := $(CARGO) test --locked --workspace --features ballast-cli/cuda,ballast-e2e/cuda,ballast-kernels/reference
+CUDA_FEATURES := --workspace --features ballast-cli/cuda,ballast-e2e/cuda,ballast-kernels/reference
+CUDA_TEST := $(CARGO) test --locked $(CUDA_FEATURES)
 ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)", \
 	"SOFTGPU_LIB=$(CUDA_LIB)", "BALLAST_TEST_DEVICE=$(if $(SOFTGPU_LIB),foreign,ours)"]'
+# Chooses their perturbation: another for every commit.
+export BALLAST_TEST_SEED ?= $(shell printf %d 0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 1))
+TRAFFIC := LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
 NO_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH="]'
 test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
-	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_nccl --test cuda_nccl_faults
+	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_device --test cuda_nccl --test cuda_nccl_faults
 	$(CUDA_TEST) $(ON_DEVICE) --test training whole_model:: cuda_memory::
+	$(CUDA_TEST) $(ON_DEVICE) --test cuda_cluster
+ifdef SOFTGPU_LIB
+	@echo 'skipped: needs our device (what kernels move at small shapes)'
+else
+	$(CARGO) build --locked $(CUDA_FEATURES) --example traffic
+	$(TRAFFIC) --small > $(TARGET_DIR)/traffic-small.jsonl
+endif
 
-# Seeded faults in the kernels, which those tests must catch: emulated as they are.
+# Seeded faults in kernels and host code, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
-	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB)
+	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB) --target $(TARGET_DIR)
 
-# Global memory that each kernel moves, beside the least it could: emulated, but exact.
-# Its output is the JSON lines alone.
+# Global memory that each kernel moves, beside the least it could: emulated, but exact. Its output is the JSON lines alone.
+# With LLMC_DIR, also operations that llm.c has, side by side.
 traffic:
 	@$(MAKE) cuda softgpu >&2
-	@$(CARGO) build --locked -p ballast-kernels --features cuda --example traffic
-	@LD_LIBRARY_PATH=$(CUDA_LIB) $(TARGET_DIR)/debug/examples/traffic
+	@$(CARGO) build --locked $(CUDA_FEATURES) --example traffic
+	@$(TRAFFIC)
+ifdef LLMC_DIR
+	@kernels/examples/traffic/llmc/compile.py --llmc $(LLMC_DIR) --out $(TARGET_DIR)/llmc.ptx >&2
+	@$(TRAFFIC) --llmc $(TARGET_DIR)/llmc.ptx
+else
+	@echo 'traffic: not compared with llm.c: LLMC_DIR does not name a checkout of it' >&2
+endif
 
 parity:
 	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)

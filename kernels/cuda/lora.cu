@@ -11,7 +11,10 @@
 // Floor of each, with n the wide side (in or out): 2 T n r FLOPs; T n elements of storage read (and for an expansion
 // written) once, (T + n) r elements of f32. That is r FLOPs a byte of bf16: above rank 16 the f32 pipes are the
 // limit, not memory. Adapters are f32 and tensor cores would round them, so the products are f32 FMAs on tiles in
-// shared memory. A thin operand is read once a block: T n r / 128 elements more, which the L2 cache serves.
+// shared memory.
+//
+// A thin operand is read once a tile of the wide side. So the tiles for ranks up to 16 are long, to keep what is read
+// again, and the sums of pieces, below an eighth of the activations; above, tiles are as square as registers allow.
 //
 // Sums have a fixed order: K is cut every SPLIT elements, a function of the shape alone, the pieces' sums are added
 // from first to last by `lora_sum`, and within a block those of the warps likewise.
@@ -19,8 +22,6 @@
 #include "quads.cuh"
 
 constexpr u32 THREADS = 256;
-constexpr u32 WIDE = 128;   // Rows of a tile on the wide side.
-constexpr u32 SPLIT = 1024; // Elements of K a block contracts; lora.rs sizes the grid by it.
 
 // ---- dropout --------------------------------------------------------------------------------------------------------
 
@@ -130,14 +131,17 @@ template <u32 QM, u32 QN> struct Sums {
 
 // ---- contractions ---------------------------------------------------------------------------------------------------
 
-// Which warp and lane has which part of a WIDE x THIN tile. Ranks up to 16 leave little of the thin side to share, so
-// two warps share out the wide side and four divide each stretch of K; above, four and two.
+// A WIDE x THIN tile of the result, for ranks up to 16 or all others, and which warp and lane has which part of it:
+// four warps share out the wide side, two divide each stretch of K. A block contracts SPLIT elements of K; lora.rs sizes
+// grids by WIDE and SPLIT.
 template <u32 THIN> struct Contraction {
-    static constexpr u32 DEPTH = 32;
-    static constexpr u32 WARPS_M = THIN == 16 ? 2 : 4, WARPS_K = THREADS / WARP / WARPS_M;
+    static constexpr u32 WIDE = THIN == 16 ? 512 : 128, SPLIT = THIN == 16 ? 512 : 1024;
+    static constexpr u32 DEPTH = THIN == 16 ? 16 : 32;
+    static constexpr u32 WARPS_M = 4, WARPS_K = THREADS / WARP / WARPS_M;
     static constexpr u32 LANES_N = THIN == 16 ? 4 : 8, LANES_M = WARP / LANES_N;
     static constexpr u32 QM = WIDE / WARPS_M / LANES_M / 4, QN = THIN / LANES_N / 4;
     static constexpr u32 PITCH = WIDE + 4;
+    static constexpr u32 UNROLL = 2; // More spills: a thread has 128 registers.
 
     union Shared {
         struct {
@@ -153,21 +157,26 @@ template <u32 THIN, Layout WIDE_LAYOUT, Layout THIN_LAYOUT, bool TRANSPOSED, typ
 __device__ __forceinline__ void contract(const Wide &wide, const Thin &thin, float *out, u32 m_count, u32 n_count,
                                          u32 k_count, float scale) {
     using C = Contraction<THIN>;
+    constexpr u32 WIDE = C::WIDE;
     __shared__ typename C::Shared shared;
     const u32 m0 = blockIdx.x * WIDE, n0 = blockIdx.z * THIN;
-    const u32 k_first = blockIdx.y * SPLIT, k_end = min(k_first + SPLIT, k_count);
+    const u32 k_first = blockIdx.y * C::SPLIT, k_end = min(k_first + C::SPLIT, k_count);
     const u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, warp_k = warp / C::WARPS_M;
-    const u32 m = warp % C::WARPS_M * (WIDE / C::WARPS_M) + lane % C::LANES_M * 4, n = lane / C::LANES_M * 4;
+    const u32 warp_m = warp % C::WARPS_M * (WIDE / C::WARPS_M);
+    const u32 m = warp_m + lane % C::LANES_M * 4, n = lane / C::LANES_M * 4;
 
     Sums<C::QM, C::QN> sums;
     for (u32 k0 = k_first; k0 < k_end; k0 += C::DEPTH) {
         shared.tiles.wide.template fill<WIDE_LAYOUT>(wide, m0, k0);
         shared.tiles.thin.template fill<THIN_LAYOUT>(thin, n0, k0);
         __syncthreads();
-#pragma unroll 4
-        for (u32 i = 0; i < C::DEPTH / C::WARPS_K; ++i) {
-            sums.multiply(shared.tiles.wide, shared.tiles.thin, warp_k * (C::DEPTH / C::WARPS_K) + i, m,
-                          4 * C::LANES_M, n, 4 * C::LANES_N);
+        // A new token is one row: warps without any have nothing to multiply.
+        if (m0 + warp_m < m_count) {
+#pragma unroll C::UNROLL
+            for (u32 i = 0; i < C::DEPTH / C::WARPS_K; ++i) {
+                sums.multiply(shared.tiles.wide, shared.tiles.thin, warp_k * (C::DEPTH / C::WARPS_K) + i, m,
+                              4 * C::LANES_M, n, 4 * C::LANES_N);
+            }
         }
         __syncthreads(); // The next stretch, or the sums, go where this one lies.
     }
@@ -188,8 +197,9 @@ __device__ __forceinline__ void contract(const Wide &wide, const Thin &thin, flo
         __syncthreads();
     }
     out += u64(blockIdx.y) * m_count * n_count;
+    // A warp writes 32 neighbours of [n, m], or 8 of each of 4 rows of [m, n]: whole sectors, from 32 banks.
     for (u32 i = threadIdx.x; i < WIDE * THIN; i += THREADS) {
-        const u32 to_m = TRANSPOSED ? i % WIDE : i / THIN, to_n = TRANSPOSED ? i / WIDE : i % THIN;
+        const u32 to_m = TRANSPOSED ? i % WIDE : i / 8 % WIDE, to_n = TRANSPOSED ? i / WIDE : i / 8 / WIDE * 8 + i % 8;
         if (m0 + to_m >= m_count || n0 + to_n >= n_count) continue;
         const u64 to = TRANSPOSED ? u64(n0 + to_n) * m_count + m0 + to_m : u64(m0 + to_m) * n_count + n0 + to_n;
         out[to] = scale * shared.sums[to_n * C::PITCH + to_m];
@@ -199,6 +209,7 @@ __device__ __forceinline__ void contract(const Wide &wide, const Thin &thin, flo
 template <u32 THIN, typename T>
 __device__ __forceinline__ void down(const T *x, const float *a, float *out, u32 tokens, u32 inp, u32 rank,
                                      float scale, const Dropout &dropout) {
+    constexpr u32 WIDE = Contraction<THIN>::WIDE;
     __shared__ uint2 ids[WIDE];
     const RowMask<WIDE> mask(dropout, ids, blockIdx.x * WIDE, tokens);
     const Dropped<T, WIDE> dropped{Operand<const T>(x, tokens, inp), mask};
@@ -209,6 +220,7 @@ __device__ __forceinline__ void down(const T *x, const float *a, float *out, u32
 template <u32 THIN, typename T>
 __device__ __forceinline__ void d_a(const T *x, const float *d_down, float *out, u32 tokens, u32 inp, u32 rank,
                                     float scale, const Dropout &dropout) {
+    constexpr u32 SPLIT = Contraction<THIN>::SPLIT;
     __shared__ uint2 ids[SPLIT];
     const RowMask<SPLIT> mask(dropout, ids, blockIdx.y * SPLIT, tokens);
     const Dropped<T, SPLIT> dropped{Operand<const T>(x, tokens, inp), mask};
@@ -218,34 +230,45 @@ __device__ __forceinline__ void d_a(const T *x, const float *d_down, float *out,
 
 // ---- expansions -----------------------------------------------------------------------------------------------------
 
-// A thread's part of a WIDE x WIDE tile of [T, n]: 2 x 2 quads, 64 elements apart.
-constexpr u32 EXPANSION_DEPTH = 16, STEP = WIDE / 2;
+// A ROWS x COLS tile of [T, n], REPEATS of them one below the other for a block; lora.rs sizes grids by these. A thread
+// has 2 x 2 quads of a tile. Up to rank 16 all of a weight's tile is there at once, and serves all repeats.
+template <u32 THIN> struct Expansion {
+    static constexpr u32 DEPTH = 16;
+    static constexpr u32 ROWS = THIN == 16 ? 64 : 128, COLS = THIN == 16 ? 256 : 128, REPEATS = THIN == 16 ? 4 : 1;
+    static constexpr u32 BLOCK_ROWS = ROWS * REPEATS, LANES_N = COLS / 8;
+};
 
 // to[t, i] += epilogue(sum over the rank of thin[t, k] weight[i, k])
-template <Layout WEIGHT_LAYOUT, typename T, typename Epilogue>
+template <u32 THIN, Layout WEIGHT_LAYOUT, typename T, typename Epilogue>
 __device__ __forceinline__ void expand(const Operand<const float> &thin, const Operand<const float> &weight, u32 rank,
                                        const Operand<T> &to, Epilogue epilogue) {
-    __shared__ Tile<WIDE, EXPANSION_DEPTH> rows, cols;
-    const u32 m0 = blockIdx.y * WIDE, n0 = blockIdx.x * WIDE, m = threadIdx.x / 16 * 4, n = threadIdx.x % 16 * 4;
-    Sums<2, 2> sums;
-    for (u32 k0 = 0; k0 < rank; k0 += EXPANSION_DEPTH) {
-        rows.template fill<Layout::ByRow>(thin, m0, k0);
-        cols.template fill<WEIGHT_LAYOUT>(weight, n0, k0);
-        __syncthreads();
+    using E = Expansion<THIN>;
+    constexpr u32 STEP_M = E::ROWS / 2, STEP_N = E::COLS / 2;
+    __shared__ Tile<E::ROWS, E::DEPTH> rows;
+    __shared__ Tile<E::COLS, E::DEPTH> cols;
+    const u32 n0 = blockIdx.x * E::COLS, m = threadIdx.x / E::LANES_N * 4, n = threadIdx.x % E::LANES_N * 4;
+    const u32 first = blockIdx.y * E::BLOCK_ROWS, end = min(first + E::BLOCK_ROWS, to.rows);
+    for (u32 m0 = first; m0 < end; m0 += E::ROWS) {
+        Sums<2, 2> sums;
+        for (u32 k0 = 0; k0 < rank; k0 += E::DEPTH) {
+            rows.template fill<Layout::ByRow>(thin, m0, k0);
+            if (m0 == first || rank > E::DEPTH) cols.template fill<WEIGHT_LAYOUT>(weight, n0, k0);
+            __syncthreads();
 #pragma unroll 4
-        for (u32 k = 0; k < EXPANSION_DEPTH; ++k) sums.multiply(rows, cols, k, m, STEP, n, STEP);
-        __syncthreads();
-    }
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i)
-#pragma unroll
-        for (u32 j = 0; j < 2; ++j) {
-            const u32 row = m0 + m + i / 4 * STEP + i % 4, col = n0 + n + j * STEP;
-            if (row >= to.rows || col >= to.cols) continue;
-            const float *s = &sums.value[i][4 * j];
-            const float4 add = epilogue(make_float4(s[0], s[1], s[2], s[3]), row, col), old = to.quad(row, col);
-            to.put(row, col, make_float4(old.x + add.x, old.y + add.y, old.z + add.z, old.w + add.w));
+            for (u32 k = 0; k < E::DEPTH; ++k) sums.multiply(rows, cols, k, m, STEP_M, n, STEP_N);
+            __syncthreads();
         }
+#pragma unroll
+        for (u32 i = 0; i < 8; ++i)
+#pragma unroll
+            for (u32 j = 0; j < 2; ++j) {
+                const u32 row = m0 + m + i / 4 * STEP_M + i % 4, col = n0 + n + j * STEP_N;
+                if (row >= to.rows || col >= to.cols) continue;
+                const float *s = &sums.value[i][4 * j];
+                const float4 add = epilogue(make_float4(s[0], s[1], s[2], s[3]), row, col), old = to.quad(row, col);
+                to.put(row, col, make_float4(old.x + add.x, old.y + add.y, old.z + add.z, old.w + add.w));
+            }
+    }
 }
 
 // ---- entry points ---------------------------------------------------------------------------------------------------
@@ -278,28 +301,34 @@ __device__ __forceinline__ void expand(const Operand<const float> &thin, const O
                                                         rank, tokens, scale);                                          \
     }
 
-// Grids of the expansions: (tiles of the wide side, tiles of T).
-#define EXPANSIONS(T, SUFFIX)                                                                                          \
-    CONTRACTIONS(T, SUFFIX, 16)                                                                                        \
-    CONTRACTIONS(T, SUFFIX, 64)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_up##SUFFIX(                                          \
+// Grids of the expansions: (tiles of the wide side, stretches of T); THIN as the name says.
+#define EXPANSIONS(T, SUFFIX, THIN)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_up_##THIN##SUFFIX(                                   \
         const float *saved_down, const float *b, T *y, u32 tokens, u32 outputs, u32 rank, float scale) {               \
-        expand<Layout::ByRow>(Operand<const float>(saved_down, tokens, rank), Operand<const float>(b, outputs, rank),  \
-                              rank, Operand<T>(y, tokens, outputs), [scale](float4 q, u32, u32) {                      \
-                                  return make_float4(scale * q.x, scale * q.y, scale * q.z, scale * q.w);              \
-                              });                                                                                      \
+        expand<THIN, Layout::ByRow>(Operand<const float>(saved_down, tokens, rank),                                    \
+                                    Operand<const float>(b, outputs, rank), rank, Operand<T>(y, tokens, outputs),      \
+                                    [scale](float4 q, u32, u32) {                                                      \
+                                        return make_float4(scale * q.x, scale * q.y, scale * q.z, scale * q.w);        \
+                                    });                                                                                \
     }                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_x##SUFFIX(                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_d_x_##THIN##SUFFIX(                                  \
         const float *d_down, const float *a, T *d_x, u32 tokens, u32 inp, u32 rank, DROPOUT_PARAMETERS) {              \
-        __shared__ uint2 ids[WIDE];                                                                                    \
+        constexpr u32 ROWS = Expansion<THIN>::BLOCK_ROWS;                                                              \
+        __shared__ uint2 ids[ROWS];                                                                                    \
         const Dropout dropout = DROPOUT;                                                                               \
-        const RowMask<WIDE> mask(dropout, ids, blockIdx.y * WIDE, tokens);                                             \
-        expand<Layout::ByK>(Operand<const float>(d_down, tokens, rank), Operand<const float>(a, rank, inp), rank,      \
-                            Operand<T>(d_x, tokens, inp),                                                              \
-                            [&mask](float4 q, u32 row, u32 col) { return mask.apply(q, row, col); });                  \
+        const RowMask<ROWS> mask(dropout, ids, blockIdx.y * ROWS, tokens);                                             \
+        expand<THIN, Layout::ByK>(Operand<const float>(d_down, tokens, rank), Operand<const float>(a, rank, inp),      \
+                                  rank, Operand<T>(d_x, tokens, inp),                                                  \
+                                  [&mask](float4 q, u32 row, u32 col) { return mask.apply(q, row, col); });            \
     }
 
-FOR_EACH_STORAGE(EXPANSIONS)
+#define PRODUCTS(T, SUFFIX)                                                                                            \
+    CONTRACTIONS(T, SUFFIX, 16)                                                                                        \
+    CONTRACTIONS(T, SUFFIX, 64)                                                                                        \
+    EXPANSIONS(T, SUFFIX, 16)                                                                                          \
+    EXPANSIONS(T, SUFFIX, 64)
+
+FOR_EACH_STORAGE(PRODUCTS)
 
 // out = scale * the sum of `count` stretches of partial sums, each of `len` elements, from first to last.
 extern "C" __global__ void __launch_bounds__(THREADS, 2) lora_sum(const float *partial, float *out, u32 len, u32 count,

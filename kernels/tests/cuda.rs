@@ -16,6 +16,30 @@ fn backend(storage: Storage) -> CudaBackend {
 ballast_kernels::conformance_suite!(f32, backend(Storage::F32), Precision::F32);
 ballast_kernels::conformance_suite!(bf16, backend(Storage::Bf16), Precision::Bf16);
 
+/// The same at shapes that take seconds: where `make mutants` looks first.
+mod short {
+    use super::*;
+    use ballast_kernels::conformance::check_short_family;
+
+    macro_rules! suite {
+        ($module:ident, $storage:expr, $precision:expr; $($family:ident)*) => {
+            mod $module {
+                use super::*;
+                $(
+                    #[test]
+                    #[ignore = "part of the suite above"]
+                    fn $family() {
+                        check_short_family(&backend($storage), stringify!($family), $precision);
+                    }
+                )*
+            }
+        };
+    }
+
+    suite!(f32, Storage::F32, Precision::F32; rows norm linear rotary attention decoding gated head optimizer);
+    suite!(bf16, Storage::Bf16, Precision::Bf16; rows norm linear rotary attention decoding gated head optimizer);
+}
+
 /// Every family, every case: the same bits on two backends, of which one has fresh memory for each buffer, and the
 /// other had used its memory for something else.
 fn bits_are_a_function_of_the_operands(storage: Storage) {
@@ -55,6 +79,24 @@ fn storage_rounds_to_nearest_even_and_keeps_nan() {
     assert!(stored(Storage::F32)[5].is_nan() && stored(Storage::Bf16)[5].is_nan());
 }
 
+/// By kernels: whole accesses of 16 bytes (64 columns) and single elements (33). A bound on the error would let truncation
+/// pass, which is off by twice as much at most.
+#[test]
+fn results_are_rounded_to_nearest_even() {
+    let b = backend(Storage::Bf16);
+    for cols in [33, 64] {
+        let rows = 20;
+        let round = |value: f32| half::bf16::from_f32(value).to_f32();
+        let values: Vec<f32> = Source::new(9).floats(rows * cols, 1.0).into_iter().map(round).collect();
+        let table = b.pack_embedding(&values, rows, cols).unwrap();
+        let ids = b.upload_indices(&(0..rows as u32).collect::<Vec<_>>()).unwrap();
+        let mut out = b.activations(rows, cols).unwrap();
+        b.embedding(&table, &ids, 1.1, &mut out).unwrap();
+        let want: Vec<f32> = values.iter().map(|value| round(value * 1.1)).collect();
+        assert_eq!(b.read_activations(&out).unwrap(), want, "{cols} columns");
+    }
+}
+
 /// More than both halves of the staging buffer, so that a half is used again while its copy may be under way.
 #[test]
 fn long_copies_arrive_whole() {
@@ -74,6 +116,24 @@ fn long_copies_arrive_whole() {
     b.clear_integers(&mut vector).unwrap();
     b.read_integers(&vector, &mut read).unwrap();
     assert!(read.iter().all(|&value| value == 0));
+}
+
+/// A vocabulary so large that eight rows of logits are all that is made at a time: the ninth comes from a second chunk.
+#[test]
+fn a_second_chunk_of_logits_gives_what_the_first_gives() {
+    let b = backend(Storage::Bf16);
+    let (rows, vocab) = (9, 1 << 20);
+    let head = b.tied_head(&b.pack_embedding(&Source::new(4).floats(vocab, 1.0), vocab, 1).unwrap()).unwrap();
+    let hidden: Vec<f32> = (0..rows).map(|row| 0.25 * (1 + row % 8) as f32).collect();
+    let targets: Vec<u32> = (0..rows as u32).map(|row| 77 * (row % 8)).collect();
+    let (hidden, targets) = (b.upload_activations(&hidden, rows, 1).unwrap(), b.upload_indices(&targets).unwrap());
+    let (mut losses, mut d_hidden) = (b.reals(rows).unwrap(), b.activations(rows, 1).unwrap());
+    b.linear_cross_entropy(&hidden, &head, &targets, &mut losses, Some(&mut d_hidden)).unwrap();
+    let (losses, d_hidden) = (b.read_reals(&losses).unwrap(), b.read_activations(&d_hidden).unwrap());
+    // Logits are single products: no order of a sum can differ. The gradient's sum may.
+    assert_eq!(losses[8], losses[0]);
+    assert!((d_hidden[8] - d_hidden[0]).abs() <= d_hidden[0].abs() / 64.0, "{d_hidden:?}");
+    assert!(losses[1] != losses[0] && (d_hidden[1] - d_hidden[0]).abs() > d_hidden[0].abs() / 64.0);
 }
 
 #[test]

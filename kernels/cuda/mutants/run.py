@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Runs seeded faults in the CUDA kernels against the tests that must catch them (`make mutants`).
+"""Runs seeded faults in the CUDA backend against the tests that must catch them (`make mutants`).
 
-Each mutant of mutants.toml changes one place of a kernel. Every file that the change reaches is compiled to PTX, put before
-the backend (BALLAST_CUDA_PTX), and the named tests run. Caught means: some test failed, or did not end in time. The same
-tests pass before on kernels without a fault, or nothing is concluded. The last line says how many were caught:
-`N passed, N failed`. Exit status: 0 all caught; 1 some were not; 69 the compiler cannot be had.
+Each mutant of mutants.toml changes one place of a kernel: every file that the change reaches is compiled to PTX and put before
+the backend (BALLAST_CUDA_PTX). Each of host.toml changes one place of kernels/src/cuda: the crate's tests are built anew in a
+copy of the workspace, `mutants` in the target directory. Then the named tests run on the software device. Caught means: some
+test failed, or did not end in time. The same tests pass before without a fault, or nothing is concluded.
+
+A line a mutant, and a last one: `N passed, N failed`, where passed means caught. Exit status: 0 all caught; 1 some were not; 69
+the compiler cannot be had.
 """
 
 import argparse
@@ -22,12 +25,20 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent
+REPOSITORY = KERNELS.parents[1]
 sys.path.insert(0, str(KERNELS))
 import build  # noqa: E402
 import toolchain  # noqa: E402
 
 SUITES = ("cuda", "cuda_bits")
 SECONDS = 600  # A mutant that keeps a test busy for longer hangs.
+# The files whose kernels a test launches: others need not be compiled to judge a mutant by it.
+LAUNCHED = {
+    "rows": ("rows",), "norm": ("norm",), "linear": ("lora",), "rotary": ("rotary",), "gated": ("gated",),
+    "attention": ("attention", "attention_backward"), "decoding": ("attention_cached",), "head": ("cross_entropy",),
+    "optimizer": ("optimizer", "fixed"), "adamw": ("optimizer",), "fixed_point": ("fixed",), "squared_norm": ("fixed",),
+    "results_are_rounded": ("rows",),
+}
 
 
 @dataclass(frozen=True)
@@ -43,14 +54,33 @@ class Bench:
 
     def __init__(self, arguments, scratch):
         self.nvcc = toolchain.toolkit(arguments.cache.resolve()) / "bin" / "nvcc"
+        self.cargo = arguments.cargo
+        self.target = arguments.target.resolve()
+        self.workspace = copy_of_workspace(self.target / "mutants")
         # Copies: a build meanwhile must not change them.
-        self.tests = [shutil.copy(program, scratch) for program in test_programs(arguments.cargo)]
-        self.environment = dict(os.environ, LD_LIBRARY_PATH=str(arguments.lib.resolve()))
+        self.tests = [shutil.copy(program, scratch) for program in self.build(REPOSITORY)]
+        self.environment = dict(os.environ, LD_LIBRARY_PATH=str(arguments.lib.resolve()), BALLAST_TEST_DEVICE="ours")
 
-    def compile(self, sources, file, into):
-        """PTX of all of `sources` that include `file`, into a directory; the compiler's complaint, or None."""
+    def build(self, workspace):
+        """Builds the tests of a workspace; their programs, or None when they do not compile."""
+        command = [self.cargo, "test", "--locked", "-p", "ballast-kernels", "--features", "cuda,reference", "--no-run",
+                   "--message-format=json", *(word for suite in SUITES for word in ("--test", suite))]
+        if workspace != REPOSITORY:
+            command += ["--config", "profile.dev.package.ballast-kernels.opt-level=1"]  # Compiled often, run once.
+        environment = dict(os.environ, CARGO_TARGET_DIR=str(self.target), CARGO_INCREMENTAL="1",
+                           BALLAST_CUDA_ARTIFACTS=str(self.target / "cuda"))
+        done = subprocess.run(command, cwd=workspace, env=environment, stdout=subprocess.PIPE, text=True)
+        if done.returncode != 0:
+            return None
+        messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        return [message["executable"] for message in messages if message.get("executable")]
+
+    def compile(self, sources, mutant, into):
+        """PTX of all of `sources` that include the mutant and its tests launch, into a directory; the compiler's complaint,
+        or None."""
+        launched = {file for test in mutant["tests"] for file in LAUNCHED[test.rpartition("::")[2]]}
         for source in sorted(sources.glob("*.cu")):
-            if file not in (path.name for path in build.included(source)):
+            if source.stem not in launched or mutant["file"] not in (path.name for path in build.included(source)):
                 continue
             command = [self.nvcc, *build.COMPILE[1:], source.name, "-o", into / f"{source.stem}.ptx"]
             done = subprocess.run(command, cwd=sources, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -58,11 +88,21 @@ class Bench:
                 return done.stdout.strip()
         return None
 
-    def run(self, names, ptx):
+    def judge(self, names, ptx=None, programs=None):
+        """What became of a mutant: the tests at short shapes first, which most faults do not survive."""
+        short = [f"short::{storage}{name}" for name in names for storage in ("f32::", "bf16::") if "::" not in name]
+        short += [f"short::{name}" for name in names if "::" in name]
+        for names, options in ((short, ["--ignored"]), (names, [])):
+            _, failed = self.run(names, options, ptx, programs)
+            if failed:
+                return Outcome(True, f"caught by {failed[0]}")
+        return Outcome(False, "SURVIVED")
+
+    def run(self, names, options=(), ptx=None, programs=None):
         """Runs the tests whose names contain one of `names`: those that passed, and those that failed."""
         passed, failed = [], []
-        for program in self.tests:
-            command = [program, *names, "--test-threads=1"]
+        for program in programs or self.tests:
+            command = [program, *names, *options, "--test-threads=1"]
             environment = dict(self.environment, **({"BALLAST_CUDA_PTX": str(ptx)} if ptx else {}))
             try:
                 done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
@@ -76,73 +116,101 @@ class Bench:
         return passed, failed
 
 
-def test_programs(cargo):
-    """Builds the tests; their programs."""
-    command = [cargo, "test", "--locked", "-p", "ballast-kernels", "--features", "cuda,reference", "--no-run",
-               "--message-format=json", *(word for suite in SUITES for word in ("--test", suite))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return [message["executable"] for message in messages if message.get("executable")]
+def copy_of_workspace(root):
+    """A workspace like this one in which kernels/src/cuda may be changed: all else is linked."""
+    if root.exists():
+        shutil.rmtree(root)
+    link_all(REPOSITORY, root, without=("kernels", "target", ".git"))
+    link_all(REPOSITORY / "kernels", root / "kernels", without=("src",))
+    link_all(REPOSITORY / "kernels" / "src", root / "kernels" / "src", without=("cuda",))
+    shutil.copytree(REPOSITORY / "kernels" / "src" / "cuda", root / "kernels" / "src" / "cuda")
+    return root
 
 
-def mutated(mutant, scratch):
-    """A copy of the kernels with the fault in it."""
-    sources = scratch / "sources"
-    shutil.copytree(KERNELS, sources, ignore=lambda _, names: [name for name in names if not name.endswith((".cu", ".cuh"))])
-    path = sources / mutant["file"]
+def link_all(source, to, without):
+    to.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name not in without:
+            (to / path.name).symlink_to(path)
+
+
+def changed(mutant, path):
+    """The text of a file with the fault in it."""
     text = path.read_text()
     if text.count(mutant["search"]) != 1:
         raise SystemExit(f"run.py: {mutant['name']}: {text.count(mutant['search'])} times in {mutant['file']}, not once")
-    path.write_text(text.replace(mutant["search"], mutant["replace"]))
-    return sources
+    return text.replace(mutant["search"], mutant["replace"])
 
 
-def judge(bench, mutant):
+def judge_kernel(bench, mutant):
     with tempfile.TemporaryDirectory(prefix="mutant-") as scratch:
-        scratch = Path(scratch)
-        sources, ptx = mutated(mutant, scratch), scratch / "ptx"
+        sources, ptx = Path(scratch) / "sources", Path(scratch) / "ptx"
+        other = lambda _, names: [name for name in names if not name.endswith((".cu", ".cuh"))]  # noqa: E731
+        shutil.copytree(KERNELS, sources, ignore=other)
+        (sources / mutant["file"]).write_text(changed(mutant, KERNELS / mutant["file"]))
         ptx.mkdir()
-        complaint = bench.compile(sources, mutant["file"], ptx)
+        complaint = bench.compile(sources, mutant, ptx)
         if complaint is not None:
             return Outcome(False, f"does not compile: {complaint.splitlines()[0]}")
-        _, failed = bench.run(mutant["tests"], ptx)
-    return Outcome(bool(failed), f"caught by {failed[0]}" if failed else "SURVIVED")
+        return bench.judge(mutant["tests"], ptx=ptx)
+
+
+def judge_host(bench, mutant):
+    path = bench.workspace / "kernels" / "src" / "cuda" / mutant["file"]
+    original = path.read_text()
+    path.write_text(changed(mutant, path))
+    try:
+        programs = bench.build(bench.workspace)
+    finally:
+        path.write_text(original)
+    if programs is None:
+        return Outcome(False, "does not compile")
+    return bench.judge(mutant["tests"], programs=programs)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Runs seeded faults in the CUDA kernels against their tests.")
+    parser = argparse.ArgumentParser(description="Runs seeded faults in the CUDA backend against its tests.")
     parser.add_argument("--lib", type=Path, required=True, help="directory of the device's libraries")
     parser.add_argument("--cargo", default="cargo")
+    parser.add_argument("--target", type=Path, default=REPOSITORY / "target", help="cargo's target directory")
     parser.add_argument("--cache", type=Path, default=toolchain.default_cache(), help="directory of the compiler")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="mutants at once")
     parser.add_argument("--only", nargs="+", default=[""], help="mutants whose file or name contains one of these")
     arguments = parser.parse_args()
-    mutants = tomllib.loads((HERE / "mutants.toml").read_text())["mutant"]
-    mutants = [mutant for mutant in mutants
-               if any(part in mutant["file"] + " " + mutant["name"] for part in arguments.only)]
+    kernel, host = (
+        [mutant for mutant in tomllib.loads((HERE / name).read_text())["mutant"]
+         if any(part in mutant["file"] + " " + mutant["name"] for part in arguments.only)]
+        for name in ("mutants.toml", "host.toml"))
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         try:
-            return report(Bench(arguments, scratch), mutants, arguments.jobs)
+            return report(Bench(arguments, scratch), kernel, host, arguments.jobs)
         except toolchain.Unavailable as error:
             print(f"run.py: the CUDA compiler cannot be had: {error}", file=sys.stderr)
             return build.UNAVAILABLE
 
 
-def report(bench, mutants, jobs):
+def report(bench, kernel, host, jobs):
     """Runs all mutants and prints what became of them; the exit status."""
-    wanted = sorted({name for mutant in mutants for name in mutant["tests"]})
-    passed, failed = bench.run(wanted, None)
+    wanted = sorted({name for mutant in kernel + host for name in mutant["tests"]})
+    passed, failed = bench.run(wanted)
     idle = [name for name in wanted if not any(name in test for test in passed)]
     if failed or idle:
-        print(f"run.py: on kernels without a fault these fail: {failed}; these are not there: {idle}", file=sys.stderr)
+        print(f"run.py: without a fault these fail: {failed}; these are not there: {idle}", file=sys.stderr)
         return 1
     caught = 0
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        for mutant, outcome in zip(mutants, pool.map(lambda mutant: judge(bench, mutant), mutants)):
-            caught += outcome.caught
-            print(f"{mutant['file']:24} {mutant['name']:52} {outcome.how:40} {mutant['why']}", flush=True)
-    print(f"{caught} passed, {len(mutants) - caught} failed")
-    return 0 if caught == len(mutants) else 1
+        for mutant, outcome in zip(kernel, pool.map(lambda mutant: judge_kernel(bench, mutant), kernel)):
+            caught += tell(mutant, outcome)
+    for mutant in host:
+        caught += tell(mutant, judge_host(bench, mutant))
+    every = len(kernel) + len(host)
+    print(f"{caught} passed, {every - caught} failed")
+    return 0 if caught == every else 1
+
+
+def tell(mutant, outcome):
+    print(f"{mutant['file']:24} {mutant['name']:52} {outcome.how:40} {mutant['why']}", flush=True)
+    return outcome.caught
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ use super::modules::Modules;
 use super::transfer::Staging;
 use crate::KernelError;
 use crate::contract::Result;
-use cudarc::driver::sys::{CUresult, CUstream, cuDriverGetVersion};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstream, cuDriverGetVersion};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use std::ffi::c_void;
 use std::fmt::Display;
@@ -25,6 +25,7 @@ pub(super) struct Device {
     context: Arc<CudaContext>,
     name: String,
     driver: (i32, i32),
+    shared_bytes: usize,
 }
 
 /// Turns a failure of the driver into ours.
@@ -58,14 +59,22 @@ impl Device {
         let stream = context.new_stream().map_err(failed("making a stream"))?;
         let (major, minor) = context.compute_capability().map_err(failed("reading the compute capability"))?;
         let name = context.name().map_err(failed("reading the device's name"))?;
-        let staging = Mutex::new(Staging::new()?);
-        Ok(Self { context, stream, modules: Modules::new(major, minor), staging, name, driver: driver_version()? })
+        let most_shared = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared_bytes = context.attribute(most_shared).map_err(failed("reading the size of shared memory"))?;
+        let (modules, staging) = (Modules::new(major, minor), Mutex::new(Staging::new()?));
+        let shared_bytes = shared_bytes.max(0) as usize;
+        Ok(Self { context, stream, modules, staging, name, driver: driver_version()?, shared_bytes })
     }
 
     /// Name, compute capability and driver, as the numerics fingerprint has them.
     pub(super) fn description(&self) -> String {
         let (major, minor) = self.modules.capability();
         format!("{} sm_{major}{minor}, driver of CUDA {}.{}", self.name, self.driver.0, self.driver.1)
+    }
+
+    /// Most shared memory that a block may have.
+    pub(super) fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     /// The stream of all work.

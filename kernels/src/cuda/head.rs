@@ -15,6 +15,9 @@ const THREADS: u32 = 1024;
 /// Most bytes of logits and their gradient at a time (but never less than one row).
 const SCRATCH_BYTES: usize = 64 << 20;
 
+/// Most shared memory that cross_entropy.cu has besides the logits that it keeps, in bytes.
+const STATIC_SHARED: usize = 1 << 10;
+
 /// Words of a stretch of the product back.
 const STRETCH: usize = 4096;
 
@@ -43,6 +46,12 @@ impl Scratch {
         let gradients = (gradient && storage == Storage::Bf16).then(|| rows * vocab * storage.bytes());
         Self { rows, logits: rows * vocab * size_of::<f32>(), gradients }
     }
+}
+
+/// Logits of a row that a block keeps in `shared` bytes for the gradient: whole quads.
+fn kept_logits(vocab: usize, shared: usize) -> usize {
+    let room = shared.saturating_sub(STATIC_SHARED) / size_of::<f32>();
+    vocab.next_multiple_of(4).min(room / 4 * 4)
 }
 
 /// Rows `first..first + count` of a matrix.
@@ -120,6 +129,7 @@ fn by_chunks(
     let logits = b.scratch(logits, "logits")?;
     let narrow = gradients.map(|bytes| b.scratch(bytes, "gradients of logits")).transpose()?;
     let d_logits = narrow.as_ref().map_or(logits.ptr(), |narrow| narrow.ptr());
+    let kept = if d_hidden.is_some() { kept_logits(vocab, b.device().shared_bytes()) } else { 0 };
     for first in (0..hidden.rows).step_by(chunk) {
         let count = chunk.min(hidden.rows - first);
         product_with_head(
@@ -135,8 +145,10 @@ fn by_chunks(
             if d_hidden.is_some() { Arg::Ptr(d_logits) } else { Arg::NULL },
             (vocab as u32).into(),
             sign.into(),
+            (kept as u32).into(),
         ];
-        b.launch("cross_entropy", "cross_entropy", true, Grid::rows(count, THREADS), &args)?;
+        let grid = Grid::rows(count, THREADS).shared((kept * size_of::<f32>()) as u32);
+        b.launch("cross_entropy", "cross_entropy", true, grid, &args)?;
         if let Some(d_hidden) = &d_hidden {
             let d_logits = View::new(d_logits, count, vocab, b.storage());
             let d_rows = rows(b, d_hidden, first, count);
@@ -163,5 +175,13 @@ mod tests {
             assert!((1..=SCRATCH_BYTES / vocab / 6).contains(&chunk_rows(vocab, Storage::Bf16)));
         }
         assert_eq!(chunk_rows(100_000_000, Storage::F32), 1);
+    }
+
+    #[test]
+    fn kept_logits_fit() {
+        assert_eq!(kept_logits(129, 99 << 10), 132, "a ragged row, whole");
+        assert_eq!(kept_logits(49_152, 227 << 10), 49_152);
+        assert_eq!(kept_logits(128_256, 163 << 10) * 4 + STATIC_SHARED, 163 << 10);
+        assert_eq!(kept_logits(1000, 0), 0);
     }
 }

@@ -8,14 +8,29 @@ use crate::Philox;
 use crate::contract::{Dropout, LoraPath, Result};
 use crate::footprint::LowRank;
 
-/// What lora.cu fixes: threads of a block, elements of a tile on the wide side, and elements of K that a block
-/// contracts.
+/// Threads of a block.
 const THREADS: u32 = 256;
-const WIDE: usize = 128;
-const SPLIT: usize = 1024;
-/// Ranks up to this have kernels whose tiles are as narrow.
-const NARROW: usize = 16;
-const BROAD: usize = 64;
+
+/// Tiles of lora.cu, which has kernels for ranks up to 16 and for all others.
+struct Tiles {
+    /// Elements of the rank in a tile of a contraction; kernels are named by it.
+    thin: usize,
+    /// Elements of a contraction's tile on the wide side.
+    wide: usize,
+    /// Elements of K that a block contracts.
+    split: usize,
+    /// Tokens and channels of an expansion that a block does.
+    expansion: [usize; 2],
+}
+
+const NARROW: Tiles = Tiles { thin: 16, wide: 512, split: 512, expansion: [256, 256] };
+const BROAD: Tiles = Tiles { thin: 64, wide: 128, split: 1024, expansion: [128, 128] };
+
+impl Tiles {
+    fn of(rank: usize) -> &'static Self {
+        if rank <= NARROW.thin { &NARROW } else { &BROAD }
+    }
+}
 
 /// The parameters of a mask; all zero for none.
 fn mask(dropout: Option<&Dropout<'_, CudaBackend>>) -> [Arg; 8] {
@@ -83,14 +98,14 @@ struct Contraction<'a> {
 }
 
 impl Contraction<'_> {
-    /// K is cut every [`SPLIT`] elements; the sums of the pieces, when there are some, are added in order.
+    /// K is cut every so many elements; the sums of the pieces, when there are some, are added in order.
     fn enqueue(&self, b: &CudaBackend) -> Result<()> {
         let (tokens, channels) = (self.wide.rows, self.wide.cols);
         let (side, k) = match self.over {
             Over::Channels => (tokens, channels),
             Over::Tokens => (channels, tokens),
         };
-        let (pieces, len) = (k.div_ceil(SPLIT), side * self.rank);
+        let (pieces, len) = (k.div_ceil(Tiles::of(self.rank).split), side * self.rank);
         if pieces == 1 {
             return self.launch(b, side, pieces, self.scale, self.out);
         }
@@ -102,8 +117,8 @@ impl Contraction<'_> {
     }
 
     fn launch(&self, b: &CudaBackend, side: usize, pieces: usize, scale: f32, out: u64) -> Result<()> {
-        let thin = if self.rank <= NARROW { NARROW } else { BROAD };
-        let blocks = [side.div_ceil(WIDE) as u32, pieces as u32, self.rank.div_ceil(thin) as u32];
+        let &Tiles { thin, wide, .. } = Tiles::of(self.rank);
+        let blocks = [side.div_ceil(wide) as u32, pieces as u32, self.rank.div_ceil(thin) as u32];
         let (tokens, channels, rank) = (self.wide.rows as u32, self.wide.cols as u32, self.rank as u32);
         let args = [
             self.wide.into(),
@@ -122,11 +137,12 @@ impl Contraction<'_> {
 
 /// `to += ...` of a thin operand `[T, rank]` and a matrix of the adapter.
 fn expand(b: &CudaBackend, kernel: &str, thin: u64, matrix: u64, rank: usize, to: &Matrix, tail: &[Arg]) -> Result<()> {
-    let blocks = [to.cols.div_ceil(WIDE) as u32, to.rows.div_ceil(WIDE) as u32, 1];
+    let &Tiles { thin: width, expansion: [rows, cols], .. } = Tiles::of(rank);
+    let blocks = [to.cols.div_ceil(cols) as u32, to.rows.div_ceil(rows) as u32, 1];
     let (tokens, channels, rank) = (to.rows as u32, to.cols as u32, rank as u32);
     let args = [Arg::Ptr(thin), Arg::Ptr(matrix), to.into(), tokens.into(), channels.into(), rank.into()];
     let grid = Grid { blocks, threads: THREADS, shared_bytes: 0 };
-    b.launch("lora", kernel, true, grid, &[&args[..], tail].concat())
+    b.launch("lora", &format!("{kernel}_{width}"), true, grid, &[&args[..], tail].concat())
 }
 
 fn check(
