@@ -60,3 +60,15 @@ pub fn of_run(directory: &Path) -> Result<Vec<f64>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_farthest_step_counts_and_nothing_is_left_out() {
+        assert_eq!(farthest(&[4.0, 2.0, 1.0], &[4.0, 2.5, 0.75]).unwrap(), 0.5);
+        assert!(farthest(&[4.0], &[4.0, 2.0]).is_err());
+        assert!(farthest(&[f64::NAN], &[4.0]).is_err());
+    }
+}

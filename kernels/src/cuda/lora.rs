@@ -55,7 +55,7 @@ fn mask(dropout: Option<&Dropout<'_, CudaBackend>>) -> [Arg; 8] {
 
 /// Bytes of the partial sums of a contraction over `k` elements, to `[side, rank]`; none where there is one piece.
 fn partial_bytes(side: usize, k: usize, rank: usize) -> usize {
-    let pieces = k.div_ceil(SPLIT);
+    let pieces = k.div_ceil(Tiles::of(rank).split);
     if pieces == 1 { 0 } else { pieces * side * rank * size_of::<f32>() }
 }
 
