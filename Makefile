@@ -82,7 +82,7 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --lib cuda::
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_device --test cuda_nccl --test cuda_nccl_faults
-	$(CUDA_TEST) $(ON_DEVICE) --test training whole_model:: cuda_memory::
+	$(CUDA_TEST) $(ON_DEVICE) --test training -- whole_model:: cuda_memory::
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda_cluster
 ifdef SOFTGPU_LIB
 	@echo 'skipped: needs our device (what kernels move at small shapes)'

@@ -4,7 +4,7 @@ use crate::support::sample;
 use ballast_kernels::{Backend, PackedLayout};
 use ballast_proto::v1::Sequence;
 use ballast_worker::lora::{Adapter, DropoutKey, LoraLayout};
-use ballast_worker::model::{Batch, Decoder, Pass, Rows};
+use ballast_worker::model::{Batch, Decoder, Keep, Pass, Rows};
 use ballast_worker::progress::Progress;
 
 const DROPOUT: DropoutKey = DropoutKey { seed: 0x0005_eed0_0000_0007, step: 3 };
@@ -58,7 +58,7 @@ impl MicroBatch {
         let (batch, progress) = (Batch::new(backend, &self.ids, &self.layout).unwrap(), Progress::new());
         let pass = Pass { batch: &batch, adapter: Some(&adapter), progress: &progress };
         let rows = Rows::new(backend, &self.rows).unwrap();
-        let (hidden, tape) = decoder.forward(&pass, &rows).unwrap();
+        let (hidden, tape) = decoder.forward(&pass, &rows, Keep::Everything).unwrap();
         let mut losses = backend.reals(self.rows.len()).unwrap();
         let mut d_hidden = backend.activations(self.rows.len(), decoder.architecture().hidden_size).unwrap();
         let targets = backend.upload_indices(&self.targets).unwrap();
