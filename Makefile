@@ -130,8 +130,7 @@ lint:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 ifneq ($(BALLAST_TEST_CUDA),skip)
 	$(MAKE) --no-print-directory cuda
-	$(CARGO) clippy --locked -p ballast-kernels --features cuda,reference --all-targets -- -D warnings
-	$(CARGO) clippy --locked -p ballast-worker --features cuda --all-targets -- -D warnings
+	$(CARGO) clippy --locked $(CUDA_FEATURES) --all-targets -- -D warnings
 endif
 	$(CARGO) deny --locked --offline check bans licenses sources
 

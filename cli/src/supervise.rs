@@ -60,6 +60,8 @@ impl LocalWorkers {
             command.arg("--name").arg(format!("local-{number}"));
             if cluster.device == Device::Cuda {
                 command.arg("--device").arg(format!("cuda:{number}"));
+                // They share this machine, so NCCL has no business beyond it.
+                command.env("NCCL_SOCKET_IFNAME", "lo");
             }
             if cluster.threads == 0 {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);

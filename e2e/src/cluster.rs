@@ -47,6 +47,8 @@ pub fn worker_with(
     variables: &[(&str, &str)],
 ) -> Result<Process> {
     let mut command = scene.ballast("worker");
+    // All of them share this machine.
+    command.env("NCCL_SOCKET_IFNAME", "lo");
     command.args(["--coordinator", url]).args(arguments).envs(variables.iter().copied());
     scene.start(name, &mut command)
 }

@@ -28,16 +28,20 @@ impl Device {
     }
 
     /// The ordinal of a CUDA device: its own, or this process's number on its machine as the launcher told it in
-    /// `variable`; 0 where no launcher tells one.
+    /// `variable`; 0 where no launcher tells one, and where the launcher lets the process see one device alone.
     ///
     /// # Errors
     /// When what the launcher told is no number.
     pub(crate) fn ordinal(
         own: Option<usize>,
+        visible: usize,
         variable: impl Fn(&'static str) -> Option<String>,
     ) -> Result<usize, Failure> {
         if let Some(ordinal) = own {
             return Ok(ordinal);
+        }
+        if visible == 1 {
+            return Ok(0);
         }
         let told = LOCAL_RANK.into_iter().find_map(|name| Some((name, variable(name)?)));
         let Some((name, value)) = told else { return Ok(0) };
@@ -91,10 +95,11 @@ mod tests {
     #[test]
     fn the_launcher_tells_the_device() {
         let slurm = |name| (name == "SLURM_LOCALID").then(|| "5".to_owned());
-        assert_eq!(Device::ordinal(None, slurm).unwrap(), 5);
-        assert_eq!(Device::ordinal(Some(2), slurm).unwrap(), 2);
-        assert_eq!(Device::ordinal(None, |_| None).unwrap(), 0);
-        let failure = Device::ordinal(None, |name| (name == "LOCAL_RANK").then(|| "first".to_owned())).unwrap_err();
+        assert_eq!(Device::ordinal(None, 8, slurm).unwrap(), 5);
+        assert_eq!(Device::ordinal(None, 1, slurm).unwrap(), 0);
+        assert_eq!(Device::ordinal(Some(2), 1, slurm).unwrap(), 2);
+        assert_eq!(Device::ordinal(None, 8, |_| None).unwrap(), 0);
+        let failure = Device::ordinal(None, 8, |name| (name == "LOCAL_RANK").then(|| "first".to_owned())).unwrap_err();
         assert!(failure.message.contains("LOCAL_RANK") && failure.message.contains("first"), "{failure}");
     }
 }

@@ -89,7 +89,7 @@ impl Machine {
         if let Some(failure) = &cuda.failure {
             return unusable(failure.clone());
         }
-        let ordinal = Device::ordinal(ordinal, |name| std::env::var(name).ok())?;
+        let ordinal = Device::ordinal(ordinal, cuda.devices.len(), |name| std::env::var(name).ok())?;
         match cuda.devices.get(ordinal) {
             None => unusable(format!("there is no device {ordinal}; the driver finds {}", cuda.devices.len())),
             Some(CudaDevice { kernels: None, capability, .. }) => {

@@ -29,6 +29,8 @@ pub(super) struct Wishes {
     pub(super) device: Option<Device>,
     /// Threads of the CPU.
     pub(super) threads: Option<usize>,
+    /// Whether it may be reached from beyond its own machine.
+    pub(super) insecure: bool,
 }
 
 /// Loads the run's base model onto the device.
@@ -55,8 +57,8 @@ fn on_cuda(
     wishes: &Wishes,
     progress: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
-    use ballast_kernels::cuda::{CudaBackend, Library, Storage};
-    let ordinal = Device::ordinal(ordinal, |name| std::env::var(name).ok())?;
+    use ballast_kernels::cuda::{CudaBackend, Library, Storage, probe};
+    let ordinal = Device::ordinal(ordinal, probe().devices.len(), |name| std::env::var(name).ok())?;
     let storage = match run.dtype() {
         v1::Dtype::F32 => Storage::F32,
         v1::Dtype::Bf16 => Storage::Bf16,
@@ -66,8 +68,26 @@ fn on_cuda(
     // Better now than when the others wait.
     if run.workers > 1 && run.collective() != v1::Collective::Tcp {
         Library::Nccl.require()?;
+        reachable_by_nccl(wishes.insecure, std::env::var(NCCL_INTERFACE).ok().as_deref())?;
     }
     engine(Arc::new(backend), run, wishes, progress)
+}
+
+/// Which network interfaces NCCL uses, by the beginning of their names, or exactly with a `=` in front.
+#[cfg(any(test, feature = "cuda"))]
+const NCCL_INTERFACE: &str = "NCCL_SOCKET_IFNAME";
+
+/// NCCL listens where it likes, in the clear: beyond this machine only when that is wanted, as for all else that listens.
+#[cfg(any(test, feature = "cuda"))]
+fn reachable_by_nccl(insecure: bool, interface: Option<&str>) -> Result<(), Failure> {
+    if insecure || matches!(interface, Some("lo" | "=lo")) {
+        return Ok(());
+    }
+    let message = format!(
+        "NCCL listens beyond loopback, without TLS and tokens: set {NCCL_INTERFACE}=lo where all workers share a machine, \
+         or add --insecure in a network you trust"
+    );
+    Err(Failure::new(ErrorCode::InsecureBind, message))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -129,6 +149,11 @@ impl Planned for ballast_kernels::cuda::CudaBackend {
     }
 }
 
+/// Device memory that nobody plans: kernels as they are loaded, and the rest of the pages of weights.
+const UNPLANNED: usize = 64 << 20;
+/// What NCCL takes for its channels, about.
+const NCCL_BUFFERS: usize = 256 << 20;
+
 /// What the run takes of the device's memory, told and refused before anything is loaded.
 fn plan_memory<B: Planned>(backend: &B, model: &BaseModel, run: &RunSpec) -> Result<MemoryEstimate, WorkerError> {
     let lora = run.lora.as_ref().ok_or_else(|| WorkerError::RunSpec("lora is missing".into()))?;
@@ -139,7 +164,9 @@ fn plan_memory<B: Planned>(backend: &B, model: &BaseModel, run: &RunSpec) -> Res
     let planned = memory::estimate(backend.sizes(), model.architecture(), &layout, largest)?;
     tracing::info!("memory: about {planned}");
     if let Some(free) = backend.free_memory()? {
-        planned.check(free)?;
+        let others = UNPLANNED + if run.workers > 1 { NCCL_BUFFERS } else { 0 };
+        // The workspace is taken already.
+        planned.check((free + planned.workspace).saturating_sub(others))?;
     }
     Ok(planned)
 }
@@ -159,7 +186,8 @@ fn engine<B: Planned>(
         arithmetic: backend.arithmetic(),
         weights_sha256: model.sha256()?,
     };
-    let trainer = Trainer::new(Arc::clone(&backend), decoder, run, progress.clone())?;
+    let trainer = Trainer::new(Arc::clone(&backend), decoder, run, progress.clone());
+    let trainer = trainer.map_err(|error| planned.told(error))?;
     backend.reserve_memory(planned.activations()).map_err(|error| planned.told(error.into()))?;
     Ok(Box::new(TrainerEngine { trainer, backend, fingerprint, planned, collective: None }))
 }
@@ -196,4 +224,24 @@ fn binary_sha256() -> Result<String, WorkerError> {
         Ok::<_, std::io::Error>(hex::encode(hasher.finalize()))
     };
     hash().map_err(|e| WorkerError::Internal(format!("the binary cannot hash itself: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nccl_stays_on_its_machine_unless_it_may_leave() {
+        for (insecure, interface, allowed) in [
+            (false, None, false),
+            (false, Some("eth0"), false),
+            (false, Some("lo"), true),
+            (false, Some("=lo"), true),
+            (true, None, true),
+        ] {
+            let outcome = reachable_by_nccl(insecure, interface);
+            assert_eq!(outcome.is_ok(), allowed, "{insecure} {interface:?}");
+            assert!(outcome.is_ok() || outcome.unwrap_err().code == ErrorCode::InsecureBind);
+        }
+    }
 }

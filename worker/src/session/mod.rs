@@ -80,7 +80,12 @@ pub fn run(options: WorkerOptions) -> Result<u8, WorkerError> {
         .enable_all()
         .build()
         .map_err(|e| WorkerError::Internal(format!("the async runtime cannot start: {e}")))?;
-    let wishes = load::Wishes { model: options.model.clone(), device: options.device, threads: options.threads };
+    let wishes = load::Wishes {
+        model: options.model.clone(),
+        device: options.device,
+        threads: options.threads,
+        insecure: options.insecure,
+    };
     if let Some(threads) = wishes.threads.filter(|threads| *threads > MOST_THREADS) {
         let message = format!("--threads {threads}: at most {MOST_THREADS} are allowed, 0 for all cores");
         return Err(Failure::new(ErrorCode::RunFileBadValue, message).into());
