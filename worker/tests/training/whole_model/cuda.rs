@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// Three steps of five micro-batches.
 fn steps(vocabulary: usize) -> Vec<StepShard> {
-    let sample = |number: u64| sample(number, 3 + (number % 13) as usize, 1 + (number % 3) as usize, vocabulary);
+    let sample = |number: u64| sample(number, 4 + (number % 13) as usize, 1 + (number % 3) as usize, vocabulary);
     let micro_batch = |step: u64, index: u64| (0..=index % 3).map(|n| sample(step * 100 + index * 10 + n)).collect();
     (1..=3).map(|step| shard(step, &(0..5).map(|index| micro_batch(step, index)).collect::<Vec<_>>())).collect()
 }
