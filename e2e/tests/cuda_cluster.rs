@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use ballast_e2e::cluster::{coordinator, worker, worker_with};
 use ballast_e2e::losses::{self, PeftLosses};
 use ballast_e2e::process::Process;
-use ballast_e2e::tiny::{SMALL, Scene, play, play_on};
+use ballast_e2e::tiny::{SMALL, Scene, play_on};
 use ballast_kernels::conformance::skip_without_our_device;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const EMULATED: Duration = Duration::from_secs(900);
 
 /// A collective may take so long; the rungs of the ladder below it are as near as they may be.
 const IMPATIENT: [&str; 4] =
-    ["cluster.heartbeat_ms=100", "cluster.lease_ms=2000", "cluster.progress_ms=5000", "cluster.collective_ms=5000"];
+    ["cluster.heartbeat_ms=100", "cluster.lease_ms=5000", "cluster.progress_ms=20000", "cluster.collective_ms=5000"];
 
 /// Trains on `count` workers with a CUDA device each; returns the adapter's SHA-256 and the losses.
 fn on_cuda(scene: &Scene, dir: &str, count: usize, settings: &[&str]) -> Result<(String, Vec<f64>)> {
@@ -74,7 +74,7 @@ fn bf16_is_no_further_from_f32_than_torch_autocast_and_exact_too() -> Result<()>
 
 #[test]
 fn activation_checkpointing_and_fast_sums_train_too() -> Result<()> {
-    play(|scene| {
+    play_on(SMALL, |scene| {
         let (kept, losses) = on_cuda(scene, "kept", 2, &["train.max_steps=2"])?;
         let settings = ["train.max_steps=2", "train.activation_checkpointing=true"];
         let (recomputed, _) = on_cuda(scene, "recomputed", 2, &settings)?;
@@ -104,7 +104,7 @@ fn a_rank_that_dies_hangs_or_disagrees_stops_the_run_which_resumes_to_the_same_a
     if skip_without_our_device() {
         return Ok(());
     }
-    play(|scene| {
+    play_on(SMALL, |scene| {
         let (undisturbed, _) = on_cuda(scene, "whole", 1, &LONG)?;
         // In the fifth step: flags, totals and sums are three collectives a step.
         for fault in ["die:14@1", "hang:14@1", "mismatch:14@1"] {
@@ -128,7 +128,7 @@ fn a_slow_rank_is_waited_for() -> Result<()> {
     if skip_without_our_device() {
         return Ok(());
     }
-    play(|scene| {
+    play_on(SMALL, |scene| {
         let settings = ["cluster.device=cuda", "cluster.workers=2", "train.max_steps=3"];
         let (mut coordinator, url) = coordinator(scene, "run", &settings)?;
         let slow = [("SOFTGPU_NCCL_FAULT", "delay:100@1")];
@@ -144,7 +144,7 @@ fn a_slow_rank_is_waited_for() -> Result<()> {
 
 #[test]
 fn what_is_missing_is_named_before_anything_is_trained() -> Result<()> {
-    play(|scene| {
+    play_on(SMALL, |scene| {
         let (coordinator, url) = coordinator(scene, "run", &["cluster.device=cuda", "cluster.workers=1"])?;
         let nothing = [("LD_LIBRARY_PATH", "")];
         let mut absent = worker_with(scene, "absent", &url, &["--device", "cuda:4096"], &[])?;
@@ -162,7 +162,7 @@ fn what_is_missing_is_named_before_anything_is_trained() -> Result<()> {
 
 #[test]
 fn the_doctor_knows_the_device() -> Result<()> {
-    play(|scene| {
+    play_on(SMALL, |scene| {
         let mut doctor = scene.start("doctor", scene.ballast("doctor").args(["--device", "cuda:0"]))?;
         ensure!(doctor.exit_code()? == 0, "{}", doctor.printed());
         let printed = doctor.printed();
