@@ -143,17 +143,19 @@ mod cuda {
             cuda
         }
 
-        /// bf16 may be off by twice as much as a straightforward computation in bf16, as a whole and tensor by tensor. How
-        /// far that one is off a single tensor is one draw: where it was lucky, what is typical of it counts.
+        /// In bf16 no tensor may be off by more than twice the worst of a straightforward computation in bf16, and all of
+        /// them together by half as much again. Tensor by tensor the two are not comparable: what roundings come to in a
+        /// tensor of a few rows is one draw for each.
         pub(super) fn check(&self, case: &Case, plain: &Distances) {
             self.f32.within_f32("the CUDA backend", &case.name);
             self.f32_from_cpu.within_f32("the CUDA backend, from the CPU's", &case.name);
             let (ours, typical) = (self.bf16.typical(), plain.typical());
             assert!(ours <= 1.5 * typical, "{}: in bf16 off by {ours:e}, straightforwardly by {typical:e}", case.name);
-            for ((tensor, distance), (_, plain)) in self.bf16.tensors.iter().zip(&plain.tensors) {
+            let worst = plain.worst();
+            for (tensor, distance) in &self.bf16.tensors {
                 assert!(
-                    *distance <= 2.0 * plain.max(typical),
-                    "{}: in bf16, {tensor} is off by {distance:e}, straightforwardly by {plain:e}",
+                    *distance <= 2.0 * worst,
+                    "{}: in bf16, {tensor} is off by {distance:e}, straightforwardly at most by {worst:e}",
                     case.name
                 );
             }
