@@ -18,13 +18,20 @@ RUN ?= runs/smollm2-gsm8k
 SOFTGPU_LIB ?=
 CUDA_LIB := $(abspath $(or $(SOFTGPU_LIB),$(TARGET_DIR)/softgpu/lib))
 
-.PHONY: help demo cuda softgpu test test-cuda mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories
+# A bundle of `make gpu-bundle` for `make test-gpu`, which else makes its own, and what test-gpu.sh is told (`--quick`, ...).
+BUNDLE ?=
+TEST_GPU ?=
+OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
+
+.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
 	@echo 'make test           the whole test suite (under 15 minutes on 2 cores), the CUDA backend emulated'
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
+	@echo 'make gpu-bundle     all that `make test-gpu` runs, for a machine with a GPU and no Rust: one archive under $(TARGET_DIR)'
+	@echo 'make test-gpu       tests and throughput on a GPU: of that archive, or of BUNDLE=FILE (docs/cuda.md)'
 	@echo 'make mutants        seeded faults in the CUDA kernels, and which test catches each'
 	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated)'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
@@ -78,6 +85,17 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_nccl --test cuda_nccl_faults
 	$(CUDA_TEST) $(ON_DEVICE) --test training whole_model::
+
+gpu-bundle: cuda
+	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)
+
+$(OWN_BUNDLE):
+	$(MAKE) gpu-bundle
+
+# test-gpu.sh exits with 69 where there is no usable GPU; make says so (`Error 69`) and exits with 2.
+test-gpu: $(or $(BUNDLE),$(OWN_BUNDLE))
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	python3 -m tarfile -e $< "$$scratch"; "$$scratch/ballast-gpu/test-gpu.sh" $(TEST_GPU)
 
 # Seeded faults in the kernels, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
