@@ -8,7 +8,7 @@ import sys
 import time
 
 SUMMARY = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;", re.MULTILINE)
-SKIPPED = re.compile(r"^(.+: skipped: .+)$", re.MULTILINE)
+SKIPPED = re.compile(r"^(?:test \S+ \.\.\. )?((.+): skipped: .+)$", re.MULTILINE)
 FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$", re.MULTILINE)
 # Characters of a failed test's output that are shown.
 SHOWN = 20_000
@@ -44,7 +44,7 @@ def run(bundle, test, environment, timeout):
     result = judge(test, output, process.returncode, time.monotonic() - began)
     if hung:
         result["why"] = f"did not end within {timeout} s"
-    if result["status"] != "passed":
+    if result["status"] == "failed":
         print(f"---- {test['name']}:\n{output[-SHOWN:]}", file=sys.stderr, flush=True)
     return result
 
@@ -53,13 +53,18 @@ def judge(test, output, code, seconds):
     """The result that an executable's output and exit code tell."""
     summary = SUMMARY.search(output)
     passed = int(summary[1]) if summary else 0
+    skipped = SKIPPED.findall(output)
+    # A filter that nothing answers to tests nothing.
+    status = "failed" if code != 0 or passed == 0 else "passed"
+    if status == "passed" and len({name for _, name in skipped}) == passed:
+        status = "skipped"
     result = {
         "result": test["name"],
-        # A filter that nothing answers to tests nothing.
-        "status": "passed" if code == 0 and passed > 0 else "failed",
-        "tests": passed,
+        "status": status,
+        # Those that were skipped, in whole or in part, end as if they had passed.
+        "passed": passed,
         "failed": FAILED.findall(output),
-        "skipped": sorted(set(SKIPPED.findall(output))),
+        "skipped": sorted({line for line, _ in skipped}),
         "seconds": round(seconds, 1),
     }
     if not summary:

@@ -44,7 +44,7 @@ class Results:
         self.all.append(result)
 
     def failed(self):
-        return [result["result"] for result in self.all if result["status"] != "passed"]
+        return [result["result"] for result in self.all if result["status"] == "failed"]
 
 
 def say(text):
@@ -56,9 +56,9 @@ def detail(result):
     """What a result is about, in a few words."""
     if "why" in result:
         return f"; {result['why'].strip()}"
-    if "tests" in result:
-        skipped = f", {len(result['skipped'])} skipped in whole or part" if result["skipped"] else ""
-        return f"; {result['tests']} tests passed, {len(result['failed'])} failed{skipped}"
+    if "passed" in result:
+        skipped = f", {len(result['skipped'])} of them skipped in whole or part" if result["skipped"] else ""
+        return f"; {result['passed']} tests passed{skipped}, {len(result['failed'])} failed"
     peer = f"{result['peer']['tokens_per_second']:.0f}" if result["peer"] else f"absent ({result['peer_absent']})"
     return f"; {result['tokens_per_second']:.0f} tokens/s, PEFT {peer}"
 
@@ -96,7 +96,7 @@ def main():
             for result in bench.run(throughput.QUICK if arguments.quick else throughput.FULL):
                 results.add(result)
     failed = results.failed()
-    verdict = f"{len(failed)} failed: {', '.join(failed)}" if failed else "all passed"
+    verdict = f"{len(failed)} failed: {', '.join(failed)}" if failed else "all that ran passed"
     say(f"{len(results.all)} results, {device.how} on {device.name}: {verdict}")
     return 1 if failed else 0
 

@@ -5,8 +5,8 @@
 #
 #   ./test-gpu.sh [--quick] [--only NAME]... [--results FILE] [--peft-python PYTHON]      (--help describes them)
 #
-# Results are JSON lines on standard output, all else goes to standard error. Exit code: 0 when all passed, 1 when something
-# failed, 64 for wrong arguments, 69 when this machine lacks what it takes: a usable GPU, a library, Python 3.
+# Results are JSON lines on standard output, all else goes to standard error. Exit code: 0 when all that ran passed, 1 when
+# something failed, 64 for wrong arguments, 69 when this machine lacks what it takes: a usable GPU, a library, Python 3.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 if ! command -v python3 > /dev/null; then
