@@ -3,9 +3,9 @@
 
     bundle.py --out DIR [--cargo CARGO]
 
-Makes DIR/ballast-gpu/ and DIR/ballast-gpu.tar.xz (`python3 -m tarfile -e` unpacks it where there is no xz). The binaries run
-on any x86-64 or aarch64 Linux like this one, with this machine's glibc or a later one; the kernels of every compute capability
-are in them (`make cuda` first).
+Makes DIR/ballast-gpu/ and DIR/ballast-gpu.tar.xz (`python3 -m tarfile -e` unpacks it where there is no xz). The
+binaries run on any Linux on this kind of processor with the glibc that MANIFEST.json names, or a later one; the kernels
+of every compute capability are in them (`make cuda` first).
 """
 
 import argparse

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The body of test-gpu.sh: asks for the GPU, runs every test executable of the bundle, then the benchmark, and sums up.
 
-A JSON line a result on standard output, with "how": "measured", or "emulated" where the device is the software device, of
-which speeds and memory say nothing about a GPU.
+A JSON line a result on standard output, with "how": "measured", or "emulated" where the device is the software device,
+whose speeds and memory say nothing about a GPU.
 """
 
 import argparse
@@ -65,11 +65,12 @@ def detail(result):
 
 def parse(names):
     arguments = Arguments(prog="test-gpu.sh", description="Tests and benchmark of Ballast on a GPU.")
-    arguments.add_argument("--quick", action="store_true", help="a tiny model in the benchmark, as for the software device")
+    arguments.add_argument("--quick", action="store_true",
+                           help="a tiny model in the benchmark, for the software device")
     arguments.add_argument("--only", action="append", choices=[*names, BENCHMARK], help="run these alone (repeat it)")
     arguments.add_argument("--results", type=argparse.FileType("w"), help="write the JSON lines to this file too")
     arguments.add_argument("--timeout", type=int, default=1800, help="seconds that one test executable may take")
-    arguments.add_argument("--peft-python", default=sys.executable, help="an interpreter with torch, transformers, peft")
+    arguments.add_argument("--peft-python", default=sys.executable, help="interpreter with torch, transformers, peft")
     return arguments.parse_args()
 
 

@@ -6,19 +6,18 @@ import re
 # Of the adapter, on all seven projections.
 RANK = 16
 
-# Dense bf16 products with f32 sums, in TFLOP/s, as NVIDIA's data sheets have them without sparsity. The first name that a
-# device's name contains counts; a device that is not here has no utilization.
+# Dense bf16 products with f32 sums, in TFLOP/s, as NVIDIA's data sheets have them without sparsity. The first name that
+# a device's name contains counts; a device that is not here has no utilization.
 PEAKS = [
-    (r"\bB200\b", 2250), (r"\bH200\b", 989), (r"\bGH200\b", 989), (r"\bH100 NVL\b", 835), (r"\bH100 PCIe\b", 756),
-    (r"\bH100\b", 989), (r"\bH800\b", 989), (r"\bA100\b", 312), (r"\bA800\b", 312), (r"\bL40S\b", 362), (r"\bL40\b", 181),
-    (r"\bL4\b", 121), (r"\bA40\b", 150), (r"\bA30\b", 165), (r"\bA10\b", 125), (r"\bRTX 4090\b", 165),
-    (r"\bRTX 3090\b", 71),
+    ("B200", 2250), ("H200", 989), ("GH200", 989), ("H100 NVL", 835), ("H100 PCIe", 756), ("H100", 989), ("H800", 989),
+    ("A100", 312), ("A800", 312), ("L40S", 362), ("L40", 181), ("L4", 121), ("A40", 150), ("A30", 165), ("A10", 125),
+    ("RTX 4090", 165), ("RTX 3090", 71),
 ]
 
 
 def peak(device):
     """Peak bf16 FLOP/s of a device by its name, or None."""
-    return next((tflops * 1e12 for name, tflops in PEAKS if re.search(name, device)), None)
+    return next((tflops * 1e12 for name, tflops in PEAKS if re.search(rf"\b{name}\b", device)), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +60,15 @@ class Shape:
         """Floating-point operations that one pass of LoRA training over samples of these lengths needs at least, of
         which so many tokens bear loss; a multiplication and an addition are two.
 
-            linears    2 P forward, 2 P for the gradient of their inputs; frozen, they need none of their own     4 P n
-            adapter    2 A forward, 4 A for the gradients of its inputs and of itself                             6 A n
+            linears    2 P forward, 2 P for the gradient of their inputs; frozen, they need none of their own    4 P n
+            adapter    2 A forward, 4 A for the gradients of its inputs and of itself                            6 A n
             attention  two products forward, four backward, over the n (n + 1) / 2 pairs that a causal mask
-                       leaves, each 2 H D                                                             6 H D L n (n + 1)
-            head       2 V h forward and 2 V h backward, at the tokens that bear loss alone                       4 V h m
+                       leaves, each 2 H D                                                            6 H D L n (n + 1)
+            head       2 V h forward and 2 V h backward, at the tokens that bear loss alone                      4 V h m
 
-        P and A: weights of all linears and of their adapters; n: tokens of a sample; m: those that bear loss; H heads of
-        D channels, L layers, V tokens, h channels. What is computed beyond (recomputed attention, padding, logits that
-        nothing is scored of) is no useful work and not counted, for nobody.
+        P and A: weights of all linears and of their adapters; n: tokens of a sample; m: those that bear loss; H heads
+        of D channels, L layers, V tokens, h channels. What is computed beyond (recomputed attention, padding, logits
+        that nothing is scored of) is no useful work and counted for nobody.
         """
         sizes = [(out, inp) for _, out, inp in self.projections()]
         linears = self.layers * sum(out * inp for out, inp in sizes)

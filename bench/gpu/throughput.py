@@ -1,8 +1,8 @@
 """Training throughput of `ballast train` on a GPU, beside PEFT in the same run.
 
-Models of random weights and real shapes, bf16, LoRA on all seven projections, GSM8K rows. Both train the same samples, token
-ids and loss positions, as many a step; PEFT pads them, ballast packs them. Tokens are real tokens, padding is not counted;
-the first steps are left out.
+Models of random weights and real shapes, bf16, LoRA on all seven projections, GSM8K rows. Both train the same samples,
+token ids and loss positions, as many a step; PEFT pads them, ballast packs them. Tokens are real tokens, padding is not
+counted; the first steps are left out.
 """
 
 import dataclasses
