@@ -57,7 +57,8 @@ def detail(result):
     if "why" in result:
         return f"; {result['why'].strip()}"
     if "passed" in result:
-        skipped = f", {len(result['skipped'])} of them skipped in whole or part" if result["skipped"] else ""
+        names = {line.partition(": skipped: ")[0] for line in result["skipped"]}
+        skipped = f", {len(names)} of them skipped in whole or part" if names else ""
         return f"; {result['passed']} tests passed{skipped}, {len(result['failed'])} failed"
     peer = f"{result['peer']['tokens_per_second']:.0f}" if result["peer"] else f"absent ({result['peer_absent']})"
     return f"; {result['tokens_per_second']:.0f} tokens/s, PEFT {peer}"
