@@ -18,13 +18,20 @@ RUN ?= runs/smollm2-gsm8k
 SOFTGPU_LIB ?=
 CUDA_LIB := $(abspath $(or $(SOFTGPU_LIB),$(TARGET_DIR)/softgpu/lib))
 
-.PHONY: help demo cuda softgpu test test-cuda mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories
+# A bundle of `make gpu-bundle` for `make test-gpu`, which else makes its own, and what test-gpu.sh is told (`--quick`, ...).
+BUNDLE ?=
+TEST_GPU ?=
+OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
+
+.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
 	@echo 'make test           the whole test suite (under 15 minutes on 2 cores), the CUDA backend emulated'
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
+	@echo 'make gpu-bundle     all that `make test-gpu` runs, for a machine with a GPU and no Rust: one archive under $(TARGET_DIR)'
+	@echo 'make test-gpu       tests and throughput on a GPU: of that archive, or of BUNDLE=FILE (docs/cuda.md)'
 	@echo 'make mutants        seeded faults in the CUDA backend, and which test catches each'
 	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated); with'
 	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
@@ -90,6 +97,17 @@ else
 	$(CARGO) build --locked $(CUDA_FEATURES) --example traffic
 	$(TRAFFIC) --small > $(TARGET_DIR)/traffic-small.jsonl
 endif
+
+gpu-bundle: cuda
+	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)
+
+$(OWN_BUNDLE):
+	$(MAKE) gpu-bundle
+
+# test-gpu.sh exits with 69 where there is no usable GPU; make says so (`Error 69`) and exits with 2.
+test-gpu: $(or $(BUNDLE),$(OWN_BUNDLE))
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	python3 -m tarfile -e $< "$$scratch"; "$$scratch/ballast-gpu/test-gpu.sh" $(TEST_GPU)
 
 # Seeded faults in kernels and host code, which those tests must catch: emulated as they are.
 mutants: cuda softgpu

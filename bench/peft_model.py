@@ -30,7 +30,7 @@ def converted(gguf):
     return target
 
 
-def load(source):
-    """The base model in f32, from a GGUF file or a directory."""
+def load(source, dtype=torch.float32):
+    """The base model, from a GGUF file or a directory."""
     directory = converted(source) if str(source).endswith(".gguf") else source
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""LoRA training with peft on the CPU, as its users run it: f32, batches padded to their longest row, AdamW.
+"""LoRA training with peft, as its users run it: batches padded to their longest row, AdamW.
 
-    peft_train.py --model FILE.gguf --rows ROWS.jsonl [--threads 2] [--batch 8]
+    peft_train.py --model FILE.gguf|DIR --rows ROWS.jsonl [--threads 2] [--batch 8] [--micro-batch N]
+                  [--device cpu|cuda] [--dtype f32|bf16]
 
 ROWS holds a line `{"ids": [...], "loss": [[start, end], ...]}` a sample: the ids and loss positions that ballast trains, in
-order. Prints one JSON object: seconds, real (non-padding) tokens and loss of every step.
+order. A step's gradient is accumulated over micro-batches of so many samples, the whole batch at once by default. bf16 is what
+`bf16=True` of transformers' Trainer does with a base model loaded in bf16: the adapter stays f32, products run under autocast.
+Prints one JSON object: seconds, real (non-padding) tokens and loss of every step.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -38,17 +42,36 @@ def collate(samples, padding):
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
+def step(model, batch, micro_batch, device, precision):
+    """Accumulates the gradient of a batch's mean loss; gives the loss, a tensor on the device."""
+    scored = lambda samples: sum(end - max(start, 1) for s in samples for start, end in s["loss"])
+    total = torch.zeros((), device=device)
+    for first in range(0, len(batch), micro_batch):
+        samples = batch[first:first + micro_batch]
+        operands = {name: tensor.to(device) for name, tensor in collate(samples, model.config.pad_token_id).items()}
+        with precision():
+            loss = model(**operands).loss * (scored(samples) / scored(batch))
+        loss.backward()
+        total += loss.detach()
+    return total
+
+
 def main():
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--model", required=True)
     arguments.add_argument("--rows", required=True)
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--batch", type=int, default=8)
+    arguments.add_argument("--micro-batch", type=int)
+    arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
     arguments = arguments.parse_args()
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    base = load(arguments.model)
+    bf16 = arguments.dtype == "bf16"
+    precision = (lambda: torch.autocast(arguments.device, torch.bfloat16)) if bf16 else contextlib.nullcontext
+    base = load(arguments.model, torch.bfloat16 if bf16 else torch.float32).to(arguments.device)
     model = get_peft_model(base, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=ALL_LINEAR, task_type="CAUSAL_LM"))
     model.train()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-4, weight_decay=0.0)
@@ -59,11 +82,11 @@ def main():
     for start in range(0, len(samples), arguments.batch):
         batch = samples[start:start + arguments.batch]
         began = time.monotonic()
-        loss = model(**collate(batch, base.config.pad_token_id)).loss
-        loss.backward()
+        loss = step(model, batch, arguments.micro_batch or len(batch), arguments.device, precision)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        # Waits for the device, which does one thing after another.
         losses.append(loss.item())
         seconds.append(time.monotonic() - began)
         tokens.append(sum(len(s["ids"]) for s in batch))

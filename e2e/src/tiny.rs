@@ -50,7 +50,9 @@ pub fn play_on(run_file: &str, test: impl FnOnce(&Scene) -> Result<()>) -> Resul
 /// Path of a fixture.
 #[must_use]
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+    // Cargo also tells where this package lies when it runs a test, as does whoever runs one without cargo, elsewhere.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("fixtures").join(name)
 }
 
 impl Scene {

@@ -1,7 +1,7 @@
 //! All-reduces between processes, one a rank: exact, in order with the backend's work, and undone without a trace.
 //!
-//! As tests/cuda.rs, these run on the software device (`make test-cuda`), where several ranks share one device. NCCL
-//! itself wants a GPU a rank.
+//! As tests/cuda.rs, these need a device, real or emulated. On the software device (`make test-cuda`) several ranks share
+//! one; NCCL itself wants a GPU a rank, and what needs more ranks than there are GPUs is skipped.
 #![cfg(all(feature = "cuda", feature = "reference"))]
 #![allow(clippy::unwrap_used, clippy::panic)]
 

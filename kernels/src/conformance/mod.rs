@@ -22,7 +22,7 @@ mod rotary;
 mod rows;
 mod source;
 
-pub use device::skip_without_our_device;
+pub use device::{skip_without_devices, skip_without_our_device};
 pub use source::Source;
 
 use crate::Backend;

@@ -9,9 +9,10 @@ pub(crate) use common::passed;
 pub(crate) use common::ranks::{hear, heard, run, say};
 
 use ballast_kernels::Backend;
+use ballast_kernels::conformance::skip_without_devices;
 use ballast_kernels::cuda::nccl::{Batch, Reduction};
 use ballast_kernels::cuda::nccl::{Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member};
-use ballast_kernels::cuda::{CudaBackend, IntegerVector, Storage};
+use ballast_kernels::cuda::{CudaBackend, IntegerVector, Storage, probe};
 use std::fs;
 use std::time::Duration;
 
@@ -32,8 +33,12 @@ pub(crate) struct Rank {
     pub(crate) abort: CommunicatorAbort,
 }
 
-/// The body of a rank, or the start of all of them, who must all pass and leave no thread behind.
+/// The body of a rank, or the start of all of them, who must all pass and leave no thread behind. Skipped where there
+/// are too few devices for so many.
 pub(crate) fn on_ranks(test: &str, count: usize, variables: &[(&str, &str)], body: impl FnOnce(&Rank)) {
+    if common::role().is_none() && skip_without_devices(count, devices()) {
+        return;
+    }
     common::ranks::on_ranks(test, count, variables, |role| as_rank(role, body));
 }
 
@@ -45,8 +50,14 @@ pub(crate) fn is_rank(body: impl FnOnce(&Rank)) -> bool {
     })
 }
 
+/// Devices of this machine.
+fn devices() -> usize {
+    probe().devices.len()
+}
+
 fn as_rank(role: common::ranks::Role, body: impl FnOnce(&Rank)) {
-    let backend = CudaBackend::new(0, Storage::F32).unwrap();
+    // A device each, as far as there are; only our software device lets ranks share one.
+    let backend = CudaBackend::new(role.rank % devices().max(1), Storage::F32).unwrap();
     let id = match role.id {
         Some(bytes) => CommunicatorId::try_from(&bytes[..]).unwrap(),
         None => {
