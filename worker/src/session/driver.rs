@@ -10,8 +10,7 @@ use super::upload::upload_all;
 use crate::progress::Progress;
 use ballast_proto::v1::worker_message::Message as Say;
 use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, RunSpec, WorkerMessage};
-use ballast_proto::{ErrorCode, Failure};
-use bytes::Bytes;
+use ballast_proto::{CommunicatorSecret, ErrorCode, Failure};
 use std::future::Future;
 use std::net::TcpListener;
 use std::sync::mpsc::Sender;
@@ -46,7 +45,7 @@ struct Running {
     control: Control,
     /// Where the secret goes by which the ranks meet; dropped with the generation, for which the compute thread may be
     /// waiting.
-    communicator: Option<oneshot::Sender<Bytes>>,
+    communicator: Sender<CommunicatorSecret>,
     errands: tokio::task::AbortHandle,
 }
 
@@ -129,9 +128,9 @@ impl Driver {
                 }
             }
             Action::Meet(id) => {
-                if let Some(communicator) = self.running.as_mut().and_then(|running| running.communicator.take()) {
+                if let Some(running) = &self.running {
                     // The compute thread no longer waits when the generation is over.
-                    let _ = communicator.send(id);
+                    let _ = running.communicator.send(id);
                 }
             }
             Action::Evaluate(generation) => {
@@ -150,9 +149,9 @@ impl Driver {
         tracing::info!(%generation, rank, world_size, start_step = step, "generation formed");
         let control = Control::new();
         let errands = Errands { coordinator: self.coordinator.clone(), worker_id: self.worker_id, generation };
-        let (communicator, id) = oneshot::channel();
+        let (communicator, id) = std::sync::mpsc::channel();
         let errands = self.errand(errands.run(formed, control.clone(), id, self.orders.clone()));
-        self.running = Some(Running { control, communicator: Some(communicator), errands });
+        self.running = Some(Running { control, communicator, errands });
     }
 
     /// Runs something beside the conversation; its failure is the worker's.

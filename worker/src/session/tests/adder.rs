@@ -6,6 +6,7 @@ use crate::collective::{Collective, Solo};
 use crate::session::engine::{Engine, Meeting};
 use crate::session::transfer::disassemble;
 use crate::trainer::{ExportedState, StepOutcome};
+use ballast_proto::CommunicatorSecret;
 use ballast_proto::v1::next_task_response::Task;
 use ballast_proto::v1::{
     DownloadResponse, NumericsFingerprint, ScoreResult, StepShard, download_response, task_result,
@@ -41,6 +42,11 @@ impl Adder {
     pub(super) fn announcing(self, begun: UnboundedSender<u64>) -> Self {
         Self { begun: Some(begun), ..self }
     }
+}
+
+/// What rank 0 makes.
+pub(super) fn secret() -> CommunicatorSecret {
+    Bytes::from_static(b"secret").into()
 }
 
 /// Files of an [`Adder`] as a download.
@@ -80,8 +86,8 @@ impl Engine for Adder {
         Ok(ExportedState { step: self.step, state_sha256: [self.step as u8; 32], files })
     }
 
-    fn communicator_id(&self) -> Result<Bytes, WorkerError> {
-        Ok(Bytes::from_static(b"secret"))
+    fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError> {
+        Ok(secret())
     }
 
     /// Over "NCCL", every rank is alone.
@@ -89,7 +95,7 @@ impl Engine for Adder {
         self.collective = Some(match meeting {
             Meeting::Host(collective) => collective,
             Meeting::Nccl(place) => {
-                assert_eq!(place.id, Bytes::from_static(b"secret"));
+                assert_eq!(place.id, secret());
                 Box::new(Solo)
             }
         });
