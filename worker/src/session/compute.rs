@@ -124,6 +124,8 @@ impl Computer {
         prepare(engine, &training)?;
         let generation = training.generation;
         let trained = self.connect(engine, &mut training).and_then(|()| self.train_steps(engine, &mut training));
+        // Parting from the other ranks is short, and worth waiting for when the session ends.
+        self.progress.set_phase(Phase::Waiting);
         engine.disconnect();
         match trained {
             Err(WorkerError::Collective(CollectiveError::Aborted(reason))) => {
@@ -146,6 +148,10 @@ impl Computer {
             self.progress.set_phase(Phase::Waiting);
             // The stream ends with the generation, be it done or aborted.
             let Some(shard) = training.shards.blocking_recv() else { return Ok(Trained::Over) };
+            // Nobody wants the shards that came before an abort.
+            if let Some(aborted) = training.control.abort.reason() {
+                return Err(aborted.into());
+            }
             let outcome = engine.step(&shard)?;
             self.tell(Event::Stepped(report(training.generation, shard.step, &outcome)));
             if shard.checkpoint_after && training.formed.rank == 0 {

@@ -9,7 +9,7 @@ use super::load::Loader;
 use super::upload::upload_all;
 use crate::progress::Progress;
 use ballast_proto::v1::worker_message::Message as Say;
-use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, RunSpec, WorkerMessage};
+use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, Phase, RunSpec, WorkerMessage};
 use ballast_proto::{CommunicatorSecret, ErrorCode, Failure};
 use std::future::Future;
 use std::net::TcpListener;
@@ -25,6 +25,8 @@ use tonic::Streaming;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// When an errand fails, the session is often about to say why, and says it better.
 const ERRAND_GRACE: Duration = Duration::from_secs(2);
+/// How long the compute thread may take to part from the other ranks and let the device go; NCCL gives up before.
+const PARTING: Duration = Duration::from_secs(20);
 /// Heartbeats when the run names no interval.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -39,6 +41,9 @@ struct Driver {
     tasks: JoinSet<()>,
     /// The current generation's handles.
     running: Option<Running>,
+    progress: Progress,
+    /// Resolves when the compute thread has ended.
+    computed: oneshot::Receiver<()>,
 }
 
 struct Running {
@@ -77,9 +82,12 @@ pub(super) async fn converse(
         let lost = matches!(event, Event::Lost(_));
         for action in conversation.on(event) {
             if let Some(ending) = driver.carry_out(action) {
-                drop(driver);
+                let computing = driver.leave().await;
                 if !lost {
                     farewell(&mut inbound).await;
+                }
+                if let Ending::Exit { .. } = ending {
+                    computing.end().await;
                 }
                 return conclude(ending);
             }
@@ -100,15 +108,29 @@ impl Driver {
         let progress = Progress::new();
         let (orders, ordered) = std::sync::mpsc::channel();
         let (snapshots, taken) = mpsc::channel(1);
-        let mut driver = Self { coordinator, worker_id, said, orders, events, tasks: JoinSet::new(), running: None };
+        let (computing, computed) = oneshot::channel::<()>();
+        let tasks = JoinSet::new();
+        let mut driver =
+            Self { coordinator, worker_id, said, orders, events, tasks, running: None, progress, computed };
+        let progress = driver.progress.clone();
         driver.tasks.spawn(heartbeats(driver.said.clone(), progress.clone(), interval(&run)));
         driver.errand(upload_all(driver.coordinator.clone(), worker_id, taken));
         let computer = Computer { run, listener, progress, events: driver.events.clone(), snapshots };
         std::thread::Builder::new()
             .name("compute".into())
-            .spawn(move || computer.work(load, &ordered))
+            .spawn(move || {
+                // Dropped at the thread's end, however it ends.
+                let _computing = computing;
+                computer.work(load, &ordered);
+            })
             .map_err(|e| Failure::new(ErrorCode::Internal, format!("the compute thread cannot start: {e}")))?;
         Ok(driver)
+    }
+
+    /// Ends whatever keeps the session or the channel of orders open: the compute thread ends with its next order.
+    async fn leave(mut self) -> Computing {
+        self.tasks.shutdown().await;
+        Computing { progress: self.progress, ended: self.computed }
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Ending> {
@@ -167,6 +189,26 @@ impl Driver {
                 let _ = events.send(Event::Failed(failure));
             }
         })
+    }
+}
+
+/// The compute thread, when the session is over.
+struct Computing {
+    progress: Progress,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Computing {
+    /// Lets the thread part from the other ranks, unless it is deep in work that nobody wants any more and that nothing
+    /// interrupts.
+    async fn end(self) {
+        match self.progress.heartbeat().phase() {
+            Phase::Loading | Phase::Compute | Phase::Apply | Phase::Evaluate => return,
+            Phase::Unspecified | Phase::Waiting | Phase::Reduce => {}
+        }
+        if tokio::time::timeout(PARTING, self.ended).await.is_err() {
+            tracing::warn!(seconds = PARTING.as_secs(), "the compute thread did not end in time and is left behind");
+        }
     }
 }
 
