@@ -32,6 +32,7 @@ pub(super) struct Adder {
     /// Where the worker says what it does.
     progress: Option<Progress>,
     /// Lives as long as the engine.
+    #[expect(dead_code, reason = "held, not read")]
     alive: Option<Arc<()>>,
     /// Every step waits for a word here.
     gate: Option<Receiver<()>>,
