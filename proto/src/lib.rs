@@ -6,8 +6,10 @@
 
 mod convert;
 mod error;
+mod secret;
 
 pub use error::{Coded, ErrorCode, Failure, exit};
+pub use secret::CommunicatorSecret;
 
 /// Version 1 of the protocol, generated from the `.proto` files.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

@@ -56,6 +56,14 @@ pub enum CollectiveError {
         /// How the last attempt ended.
         last: String,
     },
+    /// The secret by which the ranks meet over NCCL did not come, for as long as the meeting may take.
+    #[error("{peer} sent no communicator id within {} ms", waited.as_millis())]
+    NoCommunicatorId {
+        /// Who was to make it.
+        peer: Peer,
+        /// The limit.
+        waited: Duration,
+    },
     /// NCCL failed, in its own words.
     #[error("nccl: {0}")]
     Nccl(String),

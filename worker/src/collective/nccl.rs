@@ -5,15 +5,16 @@ use crate::WorkerError;
 use crate::progress::Progress;
 use ballast_kernels::Backend;
 use ballast_kernels::cpu::CpuBackend;
-use bytes::Bytes;
+use ballast_proto::CommunicatorSecret;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// One rank's place in the communicator of a generation.
+#[derive(Debug)]
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "read only where NCCL can be"))]
 pub(crate) struct NcclPlace {
     /// The secret by which the ranks meet, as [`NcclDevice::communicator_id`] made it on rank 0.
-    pub(crate) id: Bytes,
+    pub(crate) id: CommunicatorSecret,
     /// This process's position.
     pub(crate) rank: usize,
     /// Ranks in the generation.
@@ -32,7 +33,7 @@ pub(crate) trait NcclDevice: Backend {
     ///
     /// # Errors
     /// When NCCL cannot be had.
-    fn communicator_id() -> Result<Bytes, WorkerError>;
+    fn communicator_id() -> Result<CommunicatorSecret, WorkerError>;
 
     /// Meets the other ranks.
     ///
@@ -43,7 +44,7 @@ pub(crate) trait NcclDevice: Backend {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use super::{Arc, Bytes, NcclDevice, NcclPlace};
+    use super::{Arc, CommunicatorSecret, NcclDevice, NcclPlace};
     use crate::WorkerError;
     use crate::collective::{CollectiveError, DeviceCollective, Operand};
     use crate::progress::Progress;
@@ -51,6 +52,7 @@ mod cuda {
     use ballast_kernels::cuda::nccl::{
         Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member, Reduction,
     };
+    use bytes::Bytes;
 
     /// The ranks of a generation, over NCCL.
     struct NcclRanks {
@@ -59,13 +61,13 @@ mod cuda {
     }
 
     impl NcclDevice for CudaBackend {
-        fn communicator_id() -> Result<Bytes, WorkerError> {
-            Ok(Bytes::copy_from_slice(&CommunicatorId::new().map_err(failed)?.to_bytes()))
+        fn communicator_id() -> Result<CommunicatorSecret, WorkerError> {
+            Ok(Bytes::copy_from_slice(&CommunicatorId::new().map_err(failed)?.to_bytes()).into())
         }
 
         fn connect(backend: &Arc<Self>, place: NcclPlace) -> Result<Box<dyn DeviceCollective<Self>>, WorkerError> {
             let NcclPlace { id, rank, world_size, timeout, abort, progress } = place;
-            let id = CommunicatorId::try_from(&id[..]).map_err(failed)?;
+            let id = CommunicatorId::try_from(id.reveal()).map_err(failed)?;
             let communicator_abort = CommunicatorAbort::new();
             abort.on_abort({
                 let communicator_abort = communicator_abort.clone();
@@ -111,7 +113,7 @@ mod cuda {
 }
 
 impl NcclDevice for CpuBackend {
-    fn communicator_id() -> Result<Bytes, WorkerError> {
+    fn communicator_id() -> Result<CommunicatorSecret, WorkerError> {
         Err(cpu().into())
     }
 
@@ -122,4 +124,18 @@ impl NcclDevice for CpuBackend {
 
 fn cpu() -> CollectiveError {
     CollectiveError::Setup("NCCL joins CUDA devices, and this worker computes on the CPU".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_does_not_show_its_secret() {
+        let id = CommunicatorSecret::from(bytes::Bytes::from_static(&[b'S'; 128]));
+        let (timeout, abort, progress) = (Duration::from_secs(1), AbortHandle::new(), Progress::new());
+        let place = NcclPlace { id, rank: 1, world_size: 2, timeout, abort, progress };
+        let shown = format!("{place:?}");
+        assert!(shown.contains("world_size: 2") && !shown.contains("SS") && !shown.contains("83"), "{shown}");
+    }
 }

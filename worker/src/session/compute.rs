@@ -4,19 +4,19 @@ use super::conversation::Event;
 use super::engine::{Engine, Meeting};
 use super::load::Loader;
 use crate::WorkerError;
-use crate::collective::{AbortHandle, CollectiveError, NcclPlace, RingConfig, Solo, TcpRing};
+use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfig, Solo, TcpRing};
 use crate::progress::Progress;
 use crate::trainer::{ExportedState, StepOutcome};
 use ballast_proto::v1::{
-    CommunicatorId, Generation, GenerationFormed, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
+    Generation, GenerationFormed, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
     next_task_response::Task, task_result,
 };
-use ballast_proto::{Coded, Failure};
+use ballast_proto::{Coded, CommunicatorSecret, Failure};
 use bytes::Bytes;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver as OrderReceiver;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -36,8 +36,8 @@ pub(super) struct Training {
     pub(super) checkpoint: Vec<(String, Bytes)>,
     /// This rank's shards, in step order.
     pub(super) shards: mpsc::Receiver<StepShard>,
-    /// The secret by which the ranks meet, from another rank; taken once.
-    pub(super) communicator: Option<oneshot::Receiver<Bytes>>,
+    /// Brings the secret by which the ranks meet, from rank 0; ends with the generation.
+    pub(super) communicator: Receiver<CommunicatorSecret>,
     pub(super) control: Control,
 }
 
@@ -87,7 +87,7 @@ enum Trained {
 
 impl Computer {
     /// Body of the thread: loads the base model, then follows orders until the session is gone.
-    pub(super) fn work(self, load: Loader, orders: &OrderReceiver<Order>) {
+    pub(super) fn work(self, load: Loader, orders: &Receiver<Order>) {
         self.progress.set_phase(Phase::Loading);
         let outcome = load(&self.run, &self.progress).and_then(|mut engine| {
             let ready = Ready { fingerprint: Some(engine.fingerprint().clone()), applied_step: 0, has_state: false };
@@ -100,7 +100,7 @@ impl Computer {
         }
     }
 
-    fn follow(&self, engine: &mut dyn Engine, orders: &OrderReceiver<Order>) -> Result<(), WorkerError> {
+    fn follow(&self, engine: &mut dyn Engine, orders: &Receiver<Order>) -> Result<(), WorkerError> {
         while let Ok(order) = orders.recv() {
             match order {
                 Order::Train(training) => {
@@ -124,6 +124,8 @@ impl Computer {
         prepare(engine, &training)?;
         let generation = training.generation;
         let trained = self.connect(engine, &mut training).and_then(|()| self.train_steps(engine, &mut training));
+        // Parting from the other ranks is short, and worth waiting for when the session ends.
+        self.progress.set_phase(Phase::Waiting);
         engine.disconnect();
         match trained {
             Err(WorkerError::Collective(CollectiveError::Aborted(reason))) => {
@@ -146,6 +148,10 @@ impl Computer {
             self.progress.set_phase(Phase::Waiting);
             // The stream ends with the generation, be it done or aborted.
             let Some(shard) = training.shards.blocking_recv() else { return Ok(Trained::Over) };
+            // Nobody wants the shards that came before an abort.
+            if let Some(aborted) = training.control.abort.reason() {
+                return Err(aborted.into());
+            }
             let outcome = engine.step(&shard)?;
             self.tell(Event::Stepped(report(training.generation, shard.step, &outcome)));
             if shard.checkpoint_after && training.formed.rank == 0 {
@@ -177,7 +183,7 @@ impl Computer {
                 Meeting::Host(Box::new(TcpRing::connect(&self.listener, config, &abort, self.progress.clone())?))
             }
             Transport::Nccl => {
-                let id = self.communicator_id(engine, training)?;
+                let id = self.communicator_id(engine, training, timeout)?;
                 let (world_size, progress) = (addresses.len(), self.progress.clone());
                 self.progress.set_phase(Phase::Reduce);
                 Meeting::Nccl(NcclPlace { id, rank, world_size, timeout, abort, progress })
@@ -190,18 +196,35 @@ impl Computer {
         engine.connect(meeting)
     }
 
-    /// Rank 0 makes the secret and lets the coordinator pass it on; the others wait for it.
-    fn communicator_id(&self, engine: &dyn Engine, training: &mut Training) -> Result<Bytes, WorkerError> {
+    /// Rank 0 makes the secret and lets the coordinator pass it on; the others wait for it, as long as a collective may
+    /// take.
+    fn communicator_id(
+        &self,
+        engine: &dyn Engine,
+        training: &Training,
+        timeout: Duration,
+    ) -> Result<CommunicatorSecret, WorkerError> {
         if training.formed.rank == 0 {
-            let id = engine.communicator_id()?;
-            let generation = Some(training.generation);
-            self.tell(Event::CommunicatorMade(CommunicatorId { generation, id: id.clone() }));
+            // Not a phase of waiting: the coordinator is to notice when this stands still.
+            self.progress.set_phase(Phase::Reduce);
+            // This is a failure of this worker alone. It leaves, so that another becomes rank 0: a new generation would
+            // have the same one fail again.
+            let id = engine.communicator_id().map_err(|error| Failure::new(error.code(), error.to_string()))?;
+            self.tell(Event::CommunicatorMade(id.clone().of(training.generation)));
             return Ok(id);
         }
         self.progress.set_phase(Phase::Waiting);
-        let told = training.communicator.take().and_then(|secret| secret.blocking_recv().ok());
-        // The sender goes with the generation.
-        told.ok_or_else(|| training.control.abort.reason().unwrap_or(CollectiveError::Broken).into())
+        training.communicator.recv_timeout(timeout).map_err(|error| {
+            let failed = match error {
+                RecvTimeoutError::Timeout => {
+                    let peer = Peer { rank: 0, address: training.formed.ring_addresses[0].clone() };
+                    CollectiveError::NoCommunicatorId { peer, waited: timeout }
+                }
+                // The sender goes with the generation.
+                RecvTimeoutError::Disconnected => training.control.abort.reason().unwrap_or(CollectiveError::Broken),
+            };
+            failed.into()
+        })
     }
 
     /// When the session is gone there is nobody to tell, and the thread ends with its next order.

@@ -8,8 +8,7 @@ use ballast_proto::v1::{
     CommunicatorId, CoordinatorMessage, Generation, GenerationFailed, GenerationFormed, Leaving, Ready, StepReport,
     coordinator_message::Message,
 };
-use ballast_proto::{ErrorCode, Failure, exit};
-use bytes::Bytes;
+use ballast_proto::{CommunicatorSecret, ErrorCode, Failure, exit};
 
 /// Something that happened.
 #[derive(Clone, Debug)]
@@ -40,7 +39,7 @@ pub(super) enum Action {
     /// Begin a generation.
     Enter(GenerationFormed),
     /// Meet the other ranks by this secret.
-    Meet(Bytes),
+    Meet(CommunicatorSecret),
     /// Give the current generation up at once.
     Abort { reason: String },
     /// Let this step of the current generation be the last.
@@ -124,7 +123,7 @@ impl Conversation {
     fn heard(&mut self, message: CoordinatorMessage) -> Vec<Action> {
         match message.message {
             Some(Message::GenerationFormed(formed)) => self.formed(formed),
-            Some(Message::CommunicatorId(id)) if self.is_current(id.generation) => vec![Action::Meet(id.id)],
+            Some(Message::CommunicatorId(id)) if self.is_current(id.generation) => vec![Action::Meet(id.into())],
             Some(Message::CommunicatorId(id)) => vec![stale("communicator", id.generation)],
             Some(Message::AbortGeneration(abort)) if self.is_current(abort.generation) => {
                 self.aborted = true;
@@ -198,6 +197,7 @@ fn stale(what: &str, generation: Option<Generation>) -> Action {
 mod tests {
     use super::*;
     use ballast_proto::v1::{AbortGeneration, EvaluatePhase, Goodbye, StopAfter};
+    use bytes::Bytes;
 
     const G1: Generation = Generation { epoch: 1, number: 1 };
     const G2: Generation = Generation { epoch: 1, number: 2 };
@@ -240,12 +240,23 @@ mod tests {
         let evaluate = Message::Evaluate(EvaluatePhase { generation: Some(G2) });
         assert_eq!(hear(&mut conversation, evaluate), [Action::Evaluate(G2)]);
         let id = CommunicatorId { generation: Some(G2), id: Bytes::from_static(b"secret") };
-        assert_eq!(hear(&mut conversation, Message::CommunicatorId(id.clone())), [Action::Meet(id.id.clone())]);
+        assert_eq!(hear(&mut conversation, Message::CommunicatorId(id.clone())), [Action::Meet(id.clone().into())]);
         let made = conversation.on(Event::CommunicatorMade(id.clone()));
         assert_eq!(made, [Action::Say(Say::CommunicatorId(id))]);
         let report = StepReport { generation: Some(G2), step: 1, ..Default::default() };
         assert_eq!(conversation.on(Event::Stepped(report.clone())), [Action::Say(Say::StepReport(report))]);
         assert_eq!(hear(&mut conversation, abort(G2)), [Action::Abort { reason: "worker 2 is gone".into() }]);
+    }
+
+    #[test]
+    fn no_event_and_no_action_shows_a_communicators_secret() {
+        let id = CommunicatorId { generation: Some(G2), id: Bytes::from_static(&[b'S'; 128]) };
+        let mut conversation = in_generation(G2);
+        let message = CoordinatorMessage { message: Some(Message::CommunicatorId(id.clone())) };
+        for event in [Event::Heard(message), Event::CommunicatorMade(id)] {
+            let shown = format!("{event:?} {:?}", conversation.on(event.clone()));
+            assert!(shown.contains("Communicator") && !shown.contains("SS") && !shown.contains("83"), "{shown}");
+        }
     }
 
     #[test]

@@ -9,9 +9,8 @@ use super::load::Loader;
 use super::upload::upload_all;
 use crate::progress::Progress;
 use ballast_proto::v1::worker_message::Message as Say;
-use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, RunSpec, WorkerMessage};
-use ballast_proto::{ErrorCode, Failure};
-use bytes::Bytes;
+use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, Phase, RunSpec, WorkerMessage};
+use ballast_proto::{CommunicatorSecret, ErrorCode, Failure};
 use std::future::Future;
 use std::net::TcpListener;
 use std::sync::mpsc::Sender;
@@ -26,6 +25,8 @@ use tonic::Streaming;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// When an errand fails, the session is often about to say why, and says it better.
 const ERRAND_GRACE: Duration = Duration::from_secs(2);
+/// How long the compute thread may take to part from the other ranks and let the device go; NCCL gives up before.
+const PARTING: Duration = Duration::from_secs(20);
 /// Heartbeats when the run names no interval.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -40,13 +41,16 @@ struct Driver {
     tasks: JoinSet<()>,
     /// The current generation's handles.
     running: Option<Running>,
+    progress: Progress,
+    /// Resolves when the compute thread has ended.
+    computed: oneshot::Receiver<()>,
 }
 
 struct Running {
     control: Control,
     /// Where the secret goes by which the ranks meet; dropped with the generation, for which the compute thread may be
     /// waiting.
-    communicator: Option<oneshot::Sender<Bytes>>,
+    communicator: Sender<CommunicatorSecret>,
     errands: tokio::task::AbortHandle,
 }
 
@@ -78,9 +82,12 @@ pub(super) async fn converse(
         let lost = matches!(event, Event::Lost(_));
         for action in conversation.on(event) {
             if let Some(ending) = driver.carry_out(action) {
-                drop(driver);
+                let computing = driver.leave().await;
                 if !lost {
                     farewell(&mut inbound).await;
+                }
+                if let Ending::Exit { .. } = ending {
+                    computing.end().await;
                 }
                 return conclude(ending);
             }
@@ -101,15 +108,29 @@ impl Driver {
         let progress = Progress::new();
         let (orders, ordered) = std::sync::mpsc::channel();
         let (snapshots, taken) = mpsc::channel(1);
-        let mut driver = Self { coordinator, worker_id, said, orders, events, tasks: JoinSet::new(), running: None };
+        let (computing, computed) = oneshot::channel::<()>();
+        let tasks = JoinSet::new();
+        let mut driver =
+            Self { coordinator, worker_id, said, orders, events, tasks, running: None, progress, computed };
+        let progress = driver.progress.clone();
         driver.tasks.spawn(heartbeats(driver.said.clone(), progress.clone(), interval(&run)));
         driver.errand(upload_all(driver.coordinator.clone(), worker_id, taken));
         let computer = Computer { run, listener, progress, events: driver.events.clone(), snapshots };
         std::thread::Builder::new()
             .name("compute".into())
-            .spawn(move || computer.work(load, &ordered))
+            .spawn(move || {
+                // Dropped at the thread's end, however it ends.
+                let _computing = computing;
+                computer.work(load, &ordered);
+            })
             .map_err(|e| Failure::new(ErrorCode::Internal, format!("the compute thread cannot start: {e}")))?;
         Ok(driver)
+    }
+
+    /// Ends whatever keeps the session or the channel of orders open: the compute thread ends with its next order.
+    async fn leave(mut self) -> Computing {
+        self.tasks.shutdown().await;
+        Computing { progress: self.progress, ended: self.computed }
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Ending> {
@@ -129,9 +150,9 @@ impl Driver {
                 }
             }
             Action::Meet(id) => {
-                if let Some(communicator) = self.running.as_mut().and_then(|running| running.communicator.take()) {
+                if let Some(running) = &self.running {
                     // The compute thread no longer waits when the generation is over.
-                    let _ = communicator.send(id);
+                    let _ = running.communicator.send(id);
                 }
             }
             Action::Evaluate(generation) => {
@@ -150,9 +171,9 @@ impl Driver {
         tracing::info!(%generation, rank, world_size, start_step = step, "generation formed");
         let control = Control::new();
         let errands = Errands { coordinator: self.coordinator.clone(), worker_id: self.worker_id, generation };
-        let (communicator, id) = oneshot::channel();
+        let (communicator, id) = std::sync::mpsc::channel();
         let errands = self.errand(errands.run(formed, control.clone(), id, self.orders.clone()));
-        self.running = Some(Running { control, communicator: Some(communicator), errands });
+        self.running = Some(Running { control, communicator, errands });
     }
 
     /// Runs something beside the conversation; its failure is the worker's.
@@ -168,6 +189,26 @@ impl Driver {
                 let _ = events.send(Event::Failed(failure));
             }
         })
+    }
+}
+
+/// The compute thread, when the session is over.
+struct Computing {
+    progress: Progress,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Computing {
+    /// Lets the thread part from the other ranks, unless it is deep in work that nobody wants any more and that nothing
+    /// interrupts.
+    async fn end(self) {
+        match self.progress.heartbeat().phase() {
+            Phase::Loading | Phase::Compute | Phase::Apply | Phase::Evaluate => return,
+            Phase::Unspecified | Phase::Waiting | Phase::Reduce => {}
+        }
+        if tokio::time::timeout(PARTING, self.ended).await.is_err() {
+            tracing::warn!(seconds = PARTING.as_secs(), "the compute thread did not end in time and is left behind");
+        }
     }
 }
 

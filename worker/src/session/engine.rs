@@ -5,6 +5,7 @@ use crate::collective::{Collective, DeviceCollective, NcclDevice, NcclPlace};
 use crate::evaluate;
 use crate::memory::MemoryEstimate;
 use crate::trainer::{ExportedState, StepOutcome, Trainer};
+use ballast_proto::CommunicatorSecret;
 use ballast_proto::v1::{NumericsFingerprint, StepShard, next_task_response::Task, task_result};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ pub(super) trait Engine {
     /// The state as files.
     fn export_state(&self) -> Result<ExportedState, WorkerError>;
     /// A secret by which the ranks of one generation can meet over NCCL.
-    fn communicator_id(&self) -> Result<Bytes, WorkerError>;
+    fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError>;
     /// Meets the other ranks of a generation.
     fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError>;
     /// Trains one step, with the ranks it has met.
@@ -73,7 +74,7 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
         self.trainer.export_state()
     }
 
-    fn communicator_id(&self) -> Result<Bytes, WorkerError> {
+    fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError> {
         B::communicator_id()
     }
 

@@ -6,10 +6,10 @@ use super::transfer::Assembler;
 use ballast_proto::v1::{
     DownloadRequest, Generation, GenerationFormed, ShardRequest, StateSource, StepShard, download_response,
 };
-use ballast_proto::{ErrorCode, Failure};
+use ballast_proto::{CommunicatorSecret, ErrorCode, Failure};
 use bytes::Bytes;
-use std::sync::mpsc::Sender;
-use tokio::sync::{mpsc, oneshot};
+use std::sync::mpsc::{Receiver, Sender};
+use tokio::sync::mpsc;
 
 /// Shards held here; how far ahead they are sent is the coordinator's decision.
 const PREFETCHED: usize = 4;
@@ -28,7 +28,7 @@ impl Errands {
         self,
         formed: GenerationFormed,
         control: Control,
-        communicator: oneshot::Receiver<Bytes>,
+        communicator: Receiver<CommunicatorSecret>,
         orders: Sender<Order>,
     ) -> Result<(), Failure> {
         let checkpoint = match formed.state_source() {
@@ -36,7 +36,7 @@ impl Errands {
             _ => Vec::new(),
         };
         let (sender, shards) = mpsc::channel(PREFETCHED);
-        let (generation, communicator) = (self.generation, Some(communicator));
+        let generation = self.generation;
         let training = Training { formed, generation, checkpoint, shards, communicator, control };
         orders
             .send(Order::Train(training))

@@ -95,7 +95,7 @@ pub fn run(options: WorkerOptions) -> Result<u8, WorkerError> {
         let terminated = termination().map_err(|e| internal("signals cannot be caught", &e))?;
         work(options, load, terminated).await
     });
-    // The compute thread may be deep in a step that nobody wants any more.
+    // The compute thread may still be deep in a step that nobody wants any more.
     runtime.shutdown_background();
     Ok(outcome?)
 }

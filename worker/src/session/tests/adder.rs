@@ -3,14 +3,17 @@
 use super::fake::G2;
 use crate::WorkerError;
 use crate::collective::{Collective, Solo};
+use crate::progress::Progress;
 use crate::session::engine::{Engine, Meeting};
 use crate::session::transfer::disassemble;
 use crate::trainer::{ExportedState, StepOutcome};
+use ballast_proto::CommunicatorSecret;
 use ballast_proto::v1::next_task_response::Task;
 use ballast_proto::v1::{
-    DownloadResponse, NumericsFingerprint, ScoreResult, StepShard, download_response, task_result,
+    DownloadResponse, NumericsFingerprint, Phase, ScoreResult, StepShard, download_response, task_result,
 };
 use bytes::Bytes;
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -20,8 +23,17 @@ pub(super) struct Adder {
     step: u64,
     total: i64,
     fingerprint: NumericsFingerprint,
-    /// Fails in this step.
-    fail_at: Option<u64>,
+    /// Fails in this step, with this error.
+    fails: Option<(u64, fn(u64) -> WorkerError)>,
+    /// Why it can make no communicator's secret.
+    no_secret: Option<fn() -> WorkerError>,
+    /// Parting from the other ranks waits for a word here.
+    parting: Option<Receiver<()>>,
+    /// Where the worker says what it does.
+    progress: Option<Progress>,
+    /// Lives as long as the engine.
+    #[expect(dead_code, reason = "held, not read")]
+    alive: Option<Arc<()>>,
     /// Every step waits for a word here.
     gate: Option<Receiver<()>>,
     /// Told the number of each step that begins.
@@ -31,7 +43,24 @@ pub(super) struct Adder {
 
 impl Adder {
     pub(super) fn failing_at(step: u64) -> Self {
-        Self { fail_at: Some(step), ..Self::default() }
+        let error = |step| WorkerError::NonFinite { step, place: "micro-batch 0".into() };
+        Self::failing_with(step, error)
+    }
+
+    pub(super) fn failing_with(step: u64, error: fn(u64) -> WorkerError) -> Self {
+        Self { fails: Some((step, error)), ..Self::default() }
+    }
+
+    pub(super) fn without_secret(error: fn() -> WorkerError) -> Self {
+        Self { no_secret: Some(error), ..Self::default() }
+    }
+
+    pub(super) fn parting_at(gate: Receiver<()>, alive: Arc<()>) -> Self {
+        Self { parting: Some(gate), alive: Some(alive), ..Self::default() }
+    }
+
+    pub(super) fn telling(self, progress: &Progress) -> Self {
+        Self { progress: Some(progress.clone()), ..self }
     }
 
     pub(super) fn gated(gate: Receiver<()>) -> Self {
@@ -41,6 +70,11 @@ impl Adder {
     pub(super) fn announcing(self, begun: UnboundedSender<u64>) -> Self {
         Self { begun: Some(begun), ..self }
     }
+}
+
+/// What rank 0 makes.
+pub(super) fn secret() -> CommunicatorSecret {
+    Bytes::from_static(b"secret").into()
 }
 
 /// Files of an [`Adder`] as a download.
@@ -80,8 +114,8 @@ impl Engine for Adder {
         Ok(ExportedState { step: self.step, state_sha256: [self.step as u8; 32], files })
     }
 
-    fn communicator_id(&self) -> Result<Bytes, WorkerError> {
-        Ok(Bytes::from_static(b"secret"))
+    fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError> {
+        self.no_secret.map_or_else(|| Ok(secret()), |error| Err(error()))
     }
 
     /// Over "NCCL", every rank is alone.
@@ -89,7 +123,9 @@ impl Engine for Adder {
         self.collective = Some(match meeting {
             Meeting::Host(collective) => collective,
             Meeting::Nccl(place) => {
-                assert_eq!(place.id, Bytes::from_static(b"secret"));
+                if place.id != secret() {
+                    return Err(WorkerError::Internal("met by another generation's secret".into()));
+                }
                 Box::new(Solo)
             }
         });
@@ -97,13 +133,19 @@ impl Engine for Adder {
     }
 
     fn disconnect(&mut self) {
+        if let Some(gate) = &self.parting {
+            let _ = gate.recv();
+        }
         self.collective = None;
     }
 
     fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError> {
         assert_eq!(shard.step, self.step + 1);
-        if self.fail_at == Some(shard.step) {
-            return Err(WorkerError::NonFinite { step: shard.step, place: "micro-batch 0".into() });
+        if let Some((step, error)) = self.fails.filter(|(step, _)| *step == shard.step) {
+            return Err(error(step));
+        }
+        if let Some(progress) = &self.progress {
+            progress.set_phase(Phase::Compute);
         }
         if let Some(begun) = &self.begun {
             let _ = begun.send(shard.step);

@@ -6,9 +6,9 @@ use super::super::{WorkerOptions, work};
 use super::adder::Adder;
 use crate::WorkerError;
 use ballast_proto::v1::{
-    BaseModel, CoordinatorMessage, DownloadRequest, DownloadResponse, Generation, GenerationFormed, JoinRequest,
-    JoinResponse, NextTaskRequest, NextTaskResponse, ReportTaskResponse, RunSpec, ShardRequest, StateHeader,
-    StateSource, StepShard, TaskResult, Timeouts, Transport, UploadRequest, UploadResponse, WorkerMessage,
+    BaseModel, CoordinatorMessage, DownloadRequest, DownloadResponse, Generation, GenerationFormed, Heartbeat,
+    JoinRequest, JoinResponse, NextTaskRequest, NextTaskResponse, ReportTaskResponse, RunSpec, ShardRequest,
+    StateHeader, StateSource, StepShard, TaskResult, Timeouts, Transport, UploadRequest, UploadResponse, WorkerMessage,
     checkpoint_server, coordinator_message, data_server, evaluation_server, membership_server,
     next_task_response::Task, upload_request, worker_message,
 };
@@ -51,6 +51,10 @@ pub(super) struct Shared {
     /// Uploads wait for this when `hold_uploads`.
     pub(super) release_uploads: Notify,
     pub(super) hold_uploads: bool,
+    /// As the run has it.
+    pub(super) collective_ms: u64,
+    /// Whether the worker has closed its side of the session.
+    pub(super) closed: Notify,
     ring_address: Mutex<String>,
     session: Pipe<CoordinatorMessage>,
     shards: Mutex<Option<Pipe<StepShard>>>,
@@ -100,6 +104,8 @@ impl Fake {
             tasks: Mutex::default(),
             release_uploads: Notify::new(),
             hold_uploads: false,
+            collective_ms: 60_000,
+            closed: Notify::new(),
             ring_address: Mutex::default(),
             session: Pipe::new(),
             shards: Mutex::new(Some(Pipe::new())),
@@ -157,14 +163,16 @@ impl Fake {
         rank: u32,
     ) {
         let ring_addresses = if ring.is_empty() { vec!["127.0.0.1:1".to_owned()] } else { ring.to_vec() };
-        self.say(coordinator_message::Message::GenerationFormed(GenerationFormed {
-            generation: Some(generation),
-            rank,
-            ring_addresses,
-            start_step,
-            state_source: source as i32,
-            transport: Transport::Tcp as i32,
-        }));
+        let formed = GenerationFormed { rank, ring_addresses, start_step, ..formed(generation, source) };
+        self.say(coordinator_message::Message::GenerationFormed(formed));
+    }
+
+    /// Forms a generation of two that starts from the seed and meets over NCCL.
+    pub(super) fn form_over_nccl(&self, generation: Generation, rank: u32) {
+        let ring_addresses = vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
+        let transport = Transport::Nccl as i32;
+        let formed = GenerationFormed { rank, ring_addresses, transport, ..formed(generation, StateSource::Seed) };
+        self.say(coordinator_message::Message::GenerationFormed(formed));
     }
 
     /// Streams a shard of the current generation.
@@ -190,6 +198,26 @@ impl Fake {
 
     pub(super) async fn hears_any(&mut self) -> worker_message::Message {
         in_time("a worker's message", self.heard.recv()).await.unwrap().message.unwrap()
+    }
+
+    /// The worker has ended, and said nothing but what was heard, heartbeats aside.
+    pub(super) fn heard_all(&mut self) {
+        let said = std::iter::from_fn(|| self.heard.try_recv().ok()).filter_map(|message| message.message);
+        let unheard: Vec<_> = said.filter(|said| !matches!(said, worker_message::Message::Heartbeat(_))).collect();
+        assert!(unheard.is_empty(), "{unheard:?}");
+    }
+
+    /// The next heartbeat.
+    pub(super) async fn hears_heartbeat(&mut self) -> Heartbeat {
+        match self.hears_any().await {
+            worker_message::Message::Heartbeat(heartbeat) => heartbeat,
+            other => panic!("expected a heartbeat, heard {other:?}"),
+        }
+    }
+
+    /// Waits until the worker has closed its side of the session.
+    pub(super) async fn sees_it_leave(&self) {
+        in_time("the session's end", self.shared.closed.notified()).await;
     }
 
     /// Hears hello and ready.
@@ -245,7 +273,7 @@ impl membership_server::Membership for Services {
         *self.0.ring_address.lock().unwrap() = request.into_inner().ring_address;
         match self.0.refusal.lock().unwrap().take() {
             Some(refusal) => Err(refusal.into()),
-            None => Ok(Response::new(JoinResponse { worker_id: 7, run: Some(run()) })),
+            None => Ok(Response::new(JoinResponse { worker_id: 7, run: Some(run(self.0.collective_ms)) })),
         }
     }
 
@@ -260,6 +288,7 @@ impl membership_server::Membership for Services {
             }
             // The worker said its last word: so does the coordinator.
             shared.session.close();
+            shared.closed.notify_one();
         });
         Ok(Response::new(self.0.session.stream()))
     }
@@ -317,12 +346,21 @@ impl evaluation_server::Evaluation for Services {
     }
 }
 
-fn run() -> RunSpec {
+fn formed(generation: Generation, source: StateSource) -> GenerationFormed {
+    GenerationFormed {
+        generation: Some(generation),
+        state_source: source as i32,
+        transport: Transport::Tcp as i32,
+        ..GenerationFormed::default()
+    }
+}
+
+fn run(collective_ms: u64) -> RunSpec {
     RunSpec {
         run_id: "run".into(),
         run_name: "run".into(),
         base_model: Some(BaseModel::default()),
-        timeouts: Some(Timeouts { heartbeat_interval_ms: 10, collective_ms: 60_000, ..Timeouts::default() }),
+        timeouts: Some(Timeouts { heartbeat_interval_ms: 10, collective_ms, ..Timeouts::default() }),
         ..RunSpec::default()
     }
 }

@@ -1,7 +1,9 @@
 //! The session against a coordinator that says what the test wants.
 
 mod adder;
+mod endings;
 mod fake;
+mod nccl;
 
 use crate::collective::{AbortHandle, RingConfig, TcpRing};
 use crate::progress::Progress;
