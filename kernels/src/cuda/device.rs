@@ -6,11 +6,11 @@ use super::modules::Modules;
 use super::transfer::Staging;
 use crate::KernelError;
 use crate::contract::Result;
-use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstream, cuDriverGetVersion};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstream, cuDriverGetVersion, cuStreamQuery};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use std::ffi::c_void;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// One CUDA device with a stream of ours.
 ///
@@ -26,6 +26,8 @@ pub(super) struct Device {
     name: String,
     driver: (i32, i32),
     shared_bytes: usize,
+    /// Why nothing may be done with it any more.
+    condemned: OnceLock<&'static str>,
 }
 
 /// Turns a failure of the driver into ours.
@@ -62,8 +64,8 @@ impl Device {
         let most_shared = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_bytes = context.attribute(most_shared).map_err(failed("reading the size of shared memory"))?;
         let (modules, staging) = (Modules::new(major, minor), Mutex::new(Staging::new()?));
-        let shared_bytes = shared_bytes.max(0) as usize;
-        Ok(Self { context, stream, modules, staging, name, driver: driver_version()?, shared_bytes })
+        let (shared_bytes, condemned) = (shared_bytes.max(0) as usize, OnceLock::new());
+        Ok(Self { context, stream, modules, staging, name, driver: driver_version()?, shared_bytes, condemned })
     }
 
     /// Name, compute capability and driver, as the numerics fingerprint has them.
@@ -82,8 +84,17 @@ impl Device {
         self.stream.cu_stream()
     }
 
+    /// Ends all use of the device by this process: something is left on it that may write to memory of ours. Every later
+    /// call fails with this reason, which is returned.
+    pub(super) fn condemn(&self, why: &'static str) -> KernelError {
+        KernelError::Device((*self.condemned.get_or_init(|| why)).to_owned())
+    }
+
     /// Makes this device's context the calling thread's.
     pub(super) fn bind(&self) -> Result<()> {
+        if let Some(why) = self.condemned.get() {
+            return Err(KernelError::Device((*why).to_owned()));
+        }
         self.context.bind_to_thread().map_err(failed("an earlier call failed"))
     }
 
@@ -95,6 +106,15 @@ impl Device {
     /// The end of all that was enqueued so far, for another stream to wait for.
     pub(super) fn record(&self) -> std::result::Result<CudaEvent, DriverError> {
         self.stream.record_event(None)
+    }
+
+    /// Whether the stream of all work has met no failure so far. Never waits. The device's context is current.
+    pub(super) fn check(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        match unsafe { cuStreamQuery(self.stream()) }.result() {
+            Ok(()) | Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(()),
+            Err(error) => Err(failed("an earlier call failed")(error)),
+        }
     }
 
     /// Waits for all that was enqueued.
