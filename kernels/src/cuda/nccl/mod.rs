@@ -33,6 +33,8 @@ mod watchdog;
 
 pub use abort::CommunicatorAbort;
 pub use batch::{Batch, Reduction};
+pub use calls::require;
+pub(super) use calls::version;
 pub use error::{CommunicatorError, Member};
 pub use id::CommunicatorId;
 
@@ -86,7 +88,7 @@ impl Communicator {
         if rank >= world_size {
             return Err(CommunicatorError::Setup(format!("there is no {member}: ranks count from 0")));
         }
-        calls::require()?;
+        require().map_err(calls::setup)?;
         let mut communicator = Self::start(backend, member, timeout)?;
         abort.watch(&communicator.shared);
         match communicator.join(&id.to_bytes(), rank, world_size) {
