@@ -2,7 +2,7 @@
 
 use super::arguments::{Arg, Grid};
 use super::libraries::Library;
-use super::modules::Modules;
+use super::modules::{self, Modules};
 use super::transfer::Staging;
 use crate::KernelError;
 use crate::contract::Result;
@@ -32,10 +32,18 @@ pub(super) struct Device {
 
 /// Turns a failure of the driver into ours.
 pub(super) fn failed(what: impl Display) -> impl FnOnce(DriverError) -> KernelError {
-    move |error| {
-        let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
-        KernelError::Device(format!("{what}: {text} ({:?})", error.0))
-    }
+    move |error| KernelError::Device(format!("{what}: {}", words(error)))
+}
+
+/// Turns a refusal of the driver, which another try would meet again, into ours.
+pub(super) fn unusable(what: impl Display) -> impl FnOnce(DriverError) -> KernelError {
+    move |error| KernelError::Unusable(format!("{what}: {}", words(error)))
+}
+
+/// What the driver says of a failure.
+pub(super) fn words(error: DriverError) -> String {
+    let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
+    format!("{text} ({:?})", error.0)
 }
 
 /// The newest CUDA version that the driver knows. The driver is there.
@@ -48,19 +56,25 @@ pub(super) fn driver_version() -> Result<(i32, i32)> {
 
 impl Device {
     /// Opens device number `ordinal`.
+    ///
+    /// # Errors
+    /// [`KernelError::Unusable`] when it cannot be used and another try would not change that: no driver, no such
+    /// device, no kernels for it. [`KernelError::Device`] when it fails.
     pub(super) fn open(ordinal: usize) -> Result<Self> {
         Library::Driver.require()?;
-        result::init().map_err(failed("starting the driver"))?;
-        let count = CudaContext::device_count().map_err(failed("counting devices"))?;
+        result::init().map_err(unusable("starting the driver"))?;
+        let count = CudaContext::device_count().map_err(unusable("counting devices"))?;
         if ordinal >= count.max(0) as usize {
             return Err(KernelError::Unusable(format!("there is no device cuda:{ordinal}; the driver finds {count}")));
         }
         let context = CudaContext::new(ordinal).map_err(failed(format_args!("opening cuda:{ordinal}")))?;
+        let (major, minor) = context.compute_capability().map_err(failed("reading the compute capability"))?;
+        let name = context.name().map_err(failed("reading the device's name"))?;
+        modules::require_kernels((major, minor))
+            .map_err(|why| KernelError::Unusable(format!("cuda:{ordinal}, {name}: {why}")))?;
         // SAFETY: nothing is allocated yet; all work goes to one stream, or is ordered by events of ours.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("making a stream"))?;
-        let (major, minor) = context.compute_capability().map_err(failed("reading the compute capability"))?;
-        let name = context.name().map_err(failed("reading the device's name"))?;
         let most_shared = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_bytes = context.attribute(most_shared).map_err(failed("reading the size of shared memory"))?;
         let (modules, staging) = (Modules::new(major, minor), Mutex::new(Staging::new()?));
