@@ -262,7 +262,7 @@ fn main() -> Result<()> {
     let filter = std::env::args().nth(1).unwrap_or_default();
     for threads in [1, 2] {
         let b = CpuBackend::new(threads)?;
-        println!("# {threads} threads: {}", b.arithmetic());
+        println!("# {threads} threads: {}", b.arithmetic()?);
         let mut report = Report { filter: &filter, single: threads == 1, step_seconds: 0.0 };
         linears(&b, &mut report)?;
         pointwise(&b, &mut report)?;

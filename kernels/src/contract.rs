@@ -43,8 +43,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn name(&self) -> &'static str;
 
     /// All of this backend that may change a bit: instruction-set path, libraries, blocking. Part of the numerics
-    /// fingerprint: two backends with equal descriptions give equal bits.
-    fn arithmetic(&self) -> String;
+    /// fingerprint: two backends with equal descriptions give equal bits. Asked for once all weights are packed.
+    ///
+    /// # Errors
+    /// [`KernelError::Device`] when the device or a library of it fails to answer.
+    fn arithmetic(&self) -> Result<String>;
 
     /// Waits until all earlier calls have taken effect.
     fn synchronize(&self) -> Result<()>;

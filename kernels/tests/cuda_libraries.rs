@@ -2,7 +2,8 @@
 //! this without a device, where there is something to miss.
 #![cfg(feature = "cuda")]
 
-use ballast_kernels::cuda::nccl::CommunicatorId;
+use ballast_kernels::KernelError;
+use ballast_kernels::cuda::nccl::{self, CommunicatorId};
 use ballast_kernels::cuda::{CudaBackend, Library, Storage, probe};
 
 const ALL: [Library; 3] = [Library::Driver, Library::CublasLt, Library::Nccl];
@@ -45,6 +46,11 @@ fn the_probe_tells_what_is_missing() {
 
 #[test]
 fn nccl_that_is_missing_is_an_error() {
+    match (nccl::require(), Library::Nccl.is_present()) {
+        (Err(KernelError::Unusable(why)), false) => assert!(why.contains(Library::Nccl.remedy()), "{why}"),
+        (Ok(()), true) => {}
+        (required, present) => panic!("{required:?}, and nccl is present: {present}"),
+    }
     match (CommunicatorId::new(), Library::Nccl.is_present()) {
         (Err(error), false) => assert!(error.to_string().contains(Library::Nccl.remedy()), "{error}"),
         (Ok(_), true) => {}

@@ -259,6 +259,26 @@ fn a_device_that_fails_is_an_error() {
     });
 }
 
+/// An abort that comes first must not hide that the device is lost: the process that is told of an abort goes on.
+#[test]
+fn a_device_that_fails_is_told_though_an_abort_came_first() {
+    let test = "a_device_that_fails_is_told_though_an_abort_came_first";
+    if skip_without_our_device() {
+        return;
+    }
+    on_ranks(test, 1, &[], |rank| {
+        let mut communicator = rank.join(LONG);
+        let mut vector = rank.upload(&rank.values(0));
+        let mut batch = communicator.batch();
+        enqueue(&mut batch, [&mut vector]);
+        rank.abort.abort("membership changed");
+        raise();
+        let error = batch.wait(|| ()).unwrap_err();
+        assert!(matches!(error, CommunicatorError::Device { .. }), "{error}");
+        assert!(error.to_string().contains("CUDA_ERROR_ILLEGAL_ADDRESS"), "{error}");
+    });
+}
+
 fn raise() {
     type Raise = unsafe extern "C" fn(u32, *const std::ffi::c_char) -> u32;
     // SAFETY: the software device exports this function, of this type; it copies the text.

@@ -1,7 +1,7 @@
 //! What this machine has for a worker, and what a worker would use of it.
 
 use crate::device::Device;
-use ballast_kernels::{Backend, cpu::CpuBackend};
+use ballast_kernels::{Backend, KernelError, cpu::CpuBackend};
 use ballast_proto::{ErrorCode, Failure};
 use serde::Serialize;
 
@@ -70,9 +70,10 @@ impl Machine {
     /// # Errors
     /// When not even the CPU can be used.
     pub fn look() -> Result<Self, Failure> {
-        let backend = CpuBackend::new(1).map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()))?;
+        let unusable = |error: KernelError| Failure::new(ErrorCode::Internal, error.to_string());
+        let arithmetic = CpuBackend::new(1).and_then(|backend| backend.arithmetic()).map_err(unusable)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { cpu: Cpu { cores, arithmetic: backend.arithmetic() }, cuda: look_for_cuda() })
+        Ok(Self { cpu: Cpu { cores, arithmetic }, cuda: look_for_cuda() })
     }
 
     /// Whether a worker could compute on this device.

@@ -26,11 +26,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parent
 REPOSITORY = KERNELS.parents[1]
+HOST = KERNELS.parent / "src" / "cuda"
 sys.path.insert(0, str(KERNELS))
 import build  # noqa: E402
 import toolchain  # noqa: E402
 
-SUITES = ("cuda", "cuda_bits")
+SUITES = ("cuda", "cuda_bits", "cuda_nccl", "cuda_nccl_faults")
 SECONDS = 600  # A mutant that keeps a test busy for longer hangs.
 # The files whose kernels a test launches: others need not be compiled to judge a mutant by it.
 LAUNCHED = {
@@ -59,7 +60,8 @@ class Bench:
         self.workspace = copy_of_workspace(self.target / "mutants")
         # Copies: a build meanwhile must not change them.
         self.tests = [shutil.copy(program, scratch) for program in self.build(REPOSITORY)]
-        self.environment = dict(os.environ, LD_LIBRARY_PATH=str(arguments.lib.resolve()), BALLAST_TEST_DEVICE="ours")
+        lib = str(arguments.lib.resolve())
+        self.environment = dict(os.environ, LD_LIBRARY_PATH=lib, SOFTGPU_LIB=lib, BALLAST_TEST_DEVICE="ours")
 
     def build(self, workspace):
         """Builds the tests of a workspace; their programs, or None when they do not compile."""
@@ -134,12 +136,15 @@ def link_all(source, to, without):
             (to / path.name).symlink_to(path)
 
 
+def stale(mutants, directory):
+    """Those whose place is not found exactly once: the code has changed since they were written."""
+    counts = [(mutant, (directory / mutant["file"]).read_text().count(mutant["search"])) for mutant in mutants]
+    return [f"{mutant['name']}: {count} times in {mutant['file']}, not once" for mutant, count in counts if count != 1]
+
+
 def changed(mutant, path):
-    """The text of a file with the fault in it."""
-    text = path.read_text()
-    if text.count(mutant["search"]) != 1:
-        raise SystemExit(f"run.py: {mutant['name']}: {text.count(mutant['search'])} times in {mutant['file']}, not once")
-    return text.replace(mutant["search"], mutant["replace"])
+    """The text of a file with the fault in it, whose place was found once."""
+    return path.read_text().replace(mutant["search"], mutant["replace"])
 
 
 def judge_kernel(bench, mutant):
@@ -177,10 +182,12 @@ def main():
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="mutants at once")
     parser.add_argument("--only", nargs="+", default=[""], help="mutants whose file or name contains one of these")
     arguments = parser.parse_args()
+    every = [tomllib.loads((HERE / name).read_text())["mutant"] for name in ("mutants.toml", "host.toml")]
+    if outdated := stale(every[0], KERNELS) + stale(every[1], HOST):
+        raise SystemExit("run.py: mutants of code that is no longer there:\n" + "\n".join(outdated))
     kernel, host = (
-        [mutant for mutant in tomllib.loads((HERE / name).read_text())["mutant"]
-         if any(part in mutant["file"] + " " + mutant["name"] for part in arguments.only)]
-        for name in ("mutants.toml", "host.toml"))
+        [mutant for mutant in mutants if any(part in mutant["file"] + " " + mutant["name"] for part in arguments.only)]
+        for mutants in every)
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         try:
             return report(Bench(arguments, scratch), kernel, host, arguments.jobs)

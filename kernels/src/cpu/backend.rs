@@ -27,8 +27,8 @@ impl Backend for CpuBackend {
         "cpu"
     }
 
-    fn arithmetic(&self) -> String {
-        format!("cpu f32; {}", gemm::description())
+    fn arithmetic(&self) -> Result<String> {
+        Ok(format!("cpu f32; {}", gemm::description()))
     }
 
     /// Calls have taken effect when they return.

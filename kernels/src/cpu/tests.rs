@@ -77,7 +77,7 @@ fn a_second_micro_batch_allocates_nothing_new() {
 
 #[test]
 fn the_description_names_what_matters() {
-    let description = CpuBackend::new(1).unwrap().arithmetic();
+    let description = CpuBackend::new(1).unwrap().arithmetic().unwrap();
     for part in ["cpu f32", "gemm 0.19", "depth 512"] {
         assert!(description.contains(part), "{description}");
     }

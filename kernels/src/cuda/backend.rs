@@ -25,7 +25,7 @@ impl Backend for CudaBackend {
         "cuda"
     }
 
-    fn arithmetic(&self) -> String {
+    fn arithmetic(&self) -> Result<String> {
         self.description()
     }
 

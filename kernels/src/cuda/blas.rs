@@ -5,8 +5,8 @@
 //!
 //! Accumulation is in f32 and never in TF32. Which algorithm runs is settled once for each [`Key`], where the number of
 //! rows counts only as its bucket, by the library's own heuristic: a function of key, library and device, so equal
-//! workers choose equally; a hash of the choices for all frozen layers ([`algorithms`]) is part of the numerics fingerprint,
-//! which finds those that are not. Algorithms that reduce in place or in the output's type are excluded.
+//! workers choose equally; a hash of the choices for all frozen layers ([`super::algorithms`]) is part of the numerics
+//! fingerprint, which finds those that are not. Algorithms that reduce in place or in the output's type are excluded.
 
 use super::libraries::Library;
 use super::memory::{Buffer, Memory};
@@ -18,14 +18,10 @@ use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::c_void;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Workspace that algorithms may use: what NVIDIA recommends for Hopper, and enough elsewhere.
 pub(super) const WORKSPACE: usize = 32 << 20;
-
-/// Buckets of rows whose algorithms are hashed: up to 2^20, beyond any micro-batch.
-const BUCKETS: std::ops::RangeInclusive<u32> = 0..=20;
 
 /// `CUBLAS_OP_T`, which the bindings of cuBLASLt lack.
 const TRANSPOSED: i32 = 1;
@@ -82,6 +78,34 @@ pub(super) struct Terms {
     pub(super) bias: Option<u64>,
 }
 
+/// One product. `x` and `w` are of one type; `y` is of it too, or f32.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Product {
+    pub(super) x: View,
+    pub(super) weight: Weight,
+    pub(super) w: View,
+    pub(super) terms: Terms,
+    pub(super) y: View,
+}
+
+impl Product {
+    fn check(&self) -> Result<()> {
+        let Self { x, weight, w, y, .. } = self;
+        let (n, k) = match weight {
+            Weight::Transposed => (w.rows, w.cols),
+            Weight::Plain => (w.cols, w.rows),
+        };
+        let fits = x.cols == k && y.cols == n && x.rows == y.rows && x.storage == w.storage;
+        ensure(fits, "product", || format!("{y:?} = {x:?} times {w:?}, {weight:?}"))
+    }
+
+    fn key(&self) -> Key {
+        let Self { x, weight, w, terms, y } = *self;
+        let operands = [x, w, y].map(|view| (view.storage, view.stride, view.alignment()));
+        Key { weight, bias: terms.bias.is_some(), rows: x.rows.next_power_of_two(), n: y.cols, k: x.cols, operands }
+    }
+}
+
 /// All that the choice of an algorithm may depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
@@ -93,13 +117,6 @@ struct Key {
     k: usize,
     /// Type, stride and alignment of `x`, `w` and `y`.
     operands: [(Storage, usize, u32); 3],
-}
-
-impl Key {
-    fn new(x: &View, weight: Weight, w: &View, terms: Terms, y: &View) -> Self {
-        let operands = [x, w, y].map(|view| (view.storage, view.stride, view.alignment()));
-        Self { weight, bias: terms.bias.is_some(), rows: x.rows.next_power_of_two(), n: y.cols, k: x.cols, operands }
-    }
 }
 
 /// A frozen layer, as far as its products depend on it.
@@ -229,9 +246,19 @@ impl Blas {
         Ok(Self { handle, version, workspace, chosen: Mutex::default(), shapes: Mutex::default() })
     }
 
-    /// Remembers a frozen layer for [`algorithms`].
+    /// Remembers a frozen layer for the fingerprint.
     pub(super) fn remember(&self, shape: Shape) {
         self.shapes.lock().unwrap_or_else(PoisonError::into_inner).insert(shape);
+    }
+
+    /// The frozen layers that were remembered, in their order.
+    pub(super) fn shapes(&self) -> BTreeSet<Shape> {
+        self.shapes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The algorithm of a product, in the library's words; `None` where it has none. The device's context is current.
+    pub(super) fn algorithm(&self, product: &Product) -> Result<Option<[u64; 8]>> {
+        Ok(self.plan(product)?.map(|plan| plan.algorithm.data))
     }
 
     /// Version and policy, as the numerics fingerprint has them.
@@ -239,21 +266,26 @@ impl Blas {
         format!("cuBLASLt {}, heuristic per power of two of rows, {WORKSPACE} bytes of workspace", self.version)
     }
 
-    /// The plan for a key. The device's context is current.
-    fn plan(&self, key: Key, x: &View, w: &View, y: &View) -> Result<Arc<Plan>> {
+    /// The plan for a product; `None` where the library has no algorithm. The device's context is current.
+    fn plan(&self, product: &Product) -> Result<Option<Arc<Plan>>> {
+        let (key, Product { x, w, y, .. }) = (product.key(), product);
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = chosen.get(&key) {
-            return Ok(Arc::clone(plan));
+            return Ok(Some(Arc::clone(plan)));
         }
         let (operation, preference) = (Operation::new(&key)?, Preference::new(&key)?);
         let (a, b, d) = (w.layout(w.rows)?, x.layout(key.rows)?, y.layout(key.rows)?);
         // SAFETY: everything was made just now.
         let found =
             unsafe { result::get_matmul_algo_heuristic(self.handle, operation.0, a.0, b.0, d.0, d.0, preference.0) };
-        let algorithm = found.map_err(failed("choosing an algorithm"))?.algo;
+        let algorithm = match found {
+            Ok(found) => found.algo,
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => return Ok(None),
+            Err(error) => return Err(failed("choosing an algorithm")(error)),
+        };
         let plan = Arc::new(Plan { operation: Mutex::new(operation), algorithm });
         chosen.insert(key, Arc::clone(&plan));
-        Ok(plan)
+        Ok(Some(plan))
     }
 }
 
@@ -264,47 +296,15 @@ impl Drop for Blas {
     }
 }
 
-/// The products that a frozen layer takes part in, with so many rows: forward (as the head also to f32), and backward.
-fn products(shape: &Shape, rows: usize, storage: Storage) -> [(View, Weight, View, Terms, View); 3] {
-    // No address: whatever is allocated is aligned to the most that counts.
-    let view = |rows, cols, storage| View::new(0, rows, cols, storage);
-    let Shape { out, inp, bias } = *shape;
-    let (x, w, y) = (view(rows, inp, storage), view(out, inp, storage), view(rows, out, storage));
-    let forward = Terms { add: false, bias: bias.then_some(0) };
-    [
-        (x, Weight::Transposed, w, forward, y),
-        (x, Weight::Transposed, w, forward, View { storage: Storage::F32, ..y }),
-        (y, Weight::Plain, w, Terms::default(), x),
-    ]
-}
-
-/// A hash of the algorithms for all frozen layers and all numbers of rows: equal where the heuristic chose equally.
-pub(super) fn algorithms(b: &CudaBackend) -> Result<u64> {
-    let shapes = b.blas.shapes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    b.device().bind()?;
-    let mut hash = DefaultHasher::new();
-    for shape in &shapes {
-        for rows in BUCKETS.map(|bits| 1 << bits) {
-            for (x, weight, w, terms, y) in products(shape, rows, b.storage()) {
-                let plan = b.blas.plan(Key::new(&x, weight, &w, terms, &y), &x, &w, &y)?;
-                plan.algorithm.data.hash(&mut hash);
-            }
-        }
-    }
-    Ok(hash.finish())
-}
-
 impl CudaBackend {
-    /// One product; see [`Weight`] and [`Terms`]. `x` and `w` are of one type; `y` is of it too, or f32.
-    pub(super) fn product(&self, x: &View, weight: Weight, w: &View, terms: Terms, y: &View) -> Result<()> {
-        let (n, k) = match weight {
-            Weight::Transposed => (w.rows, w.cols),
-            Weight::Plain => (w.cols, w.rows),
-        };
-        let fits = x.cols == k && y.cols == n && x.rows == y.rows && x.storage == w.storage;
-        ensure(fits, "product", || format!("{y:?} = {x:?} times {w:?}, {weight:?}"))?;
+    /// Enqueues a product.
+    pub(super) fn product(&self, product: &Product) -> Result<()> {
+        product.check()?;
         self.device().bind()?;
-        let plan = self.blas.plan(Key::new(x, weight, w, terms, y), x, w, y)?;
+        let plan = self.blas.plan(product)?.ok_or_else(|| {
+            KernelError::Device(format!("cuBLASLt {} has no algorithm for {product:?}", self.blas.version))
+        })?;
+        let Product { x, w, terms, y, .. } = product;
         let (a, b, d) = (w.layout(w.rows)?, x.layout(x.rows)?, y.layout(y.rows)?);
         let operation = plan.operation.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bias) = terms.bias {

@@ -2,15 +2,15 @@
 
 use super::arguments::{Arg, Grid};
 use super::libraries::Library;
-use super::modules::Modules;
+use super::modules::{self, Modules};
 use super::transfer::Staging;
 use crate::KernelError;
 use crate::contract::Result;
-use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstream, cuDriverGetVersion};
+use cudarc::driver::sys::{CUdevice_attribute, CUresult, CUstream, cuDriverGetVersion, cuStreamQuery};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use std::ffi::c_void;
 use std::fmt::Display;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// One CUDA device with a stream of ours.
 ///
@@ -26,14 +26,24 @@ pub(super) struct Device {
     name: String,
     driver: (i32, i32),
     shared_bytes: usize,
+    /// Why nothing may be done with it any more.
+    condemned: OnceLock<&'static str>,
 }
 
 /// Turns a failure of the driver into ours.
 pub(super) fn failed(what: impl Display) -> impl FnOnce(DriverError) -> KernelError {
-    move |error| {
-        let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
-        KernelError::Device(format!("{what}: {text} ({:?})", error.0))
-    }
+    move |error| KernelError::Device(format!("{what}: {}", words(error)))
+}
+
+/// Turns a refusal of the driver, which another try would meet again, into ours.
+pub(super) fn unusable(what: impl Display) -> impl FnOnce(DriverError) -> KernelError {
+    move |error| KernelError::Unusable(format!("{what}: {}", words(error)))
+}
+
+/// What the driver says of a failure.
+pub(super) fn words(error: DriverError) -> String {
+    let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
+    format!("{text} ({:?})", error.0)
 }
 
 /// The newest CUDA version that the driver knows. The driver is there.
@@ -46,24 +56,30 @@ pub(super) fn driver_version() -> Result<(i32, i32)> {
 
 impl Device {
     /// Opens device number `ordinal`.
+    ///
+    /// # Errors
+    /// [`KernelError::Unusable`] when it cannot be used and another try would not change that: no driver, no such
+    /// device, no kernels for it. [`KernelError::Device`] when it fails.
     pub(super) fn open(ordinal: usize) -> Result<Self> {
         Library::Driver.require()?;
-        result::init().map_err(failed("starting the driver"))?;
-        let count = CudaContext::device_count().map_err(failed("counting devices"))?;
+        result::init().map_err(unusable("starting the driver"))?;
+        let count = CudaContext::device_count().map_err(unusable("counting devices"))?;
         if ordinal >= count.max(0) as usize {
             return Err(KernelError::Unusable(format!("there is no device cuda:{ordinal}; the driver finds {count}")));
         }
         let context = CudaContext::new(ordinal).map_err(failed(format_args!("opening cuda:{ordinal}")))?;
+        let (major, minor) = context.compute_capability().map_err(failed("reading the compute capability"))?;
+        let name = context.name().map_err(failed("reading the device's name"))?;
+        modules::require_kernels((major, minor))
+            .map_err(|why| KernelError::Unusable(format!("cuda:{ordinal}, {name}: {why}")))?;
         // SAFETY: nothing is allocated yet; all work goes to one stream, or is ordered by events of ours.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("making a stream"))?;
-        let (major, minor) = context.compute_capability().map_err(failed("reading the compute capability"))?;
-        let name = context.name().map_err(failed("reading the device's name"))?;
         let most_shared = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_bytes = context.attribute(most_shared).map_err(failed("reading the size of shared memory"))?;
         let (modules, staging) = (Modules::new(major, minor), Mutex::new(Staging::new()?));
-        let shared_bytes = shared_bytes.max(0) as usize;
-        Ok(Self { context, stream, modules, staging, name, driver: driver_version()?, shared_bytes })
+        let (shared_bytes, condemned) = (shared_bytes.max(0) as usize, OnceLock::new());
+        Ok(Self { context, stream, modules, staging, name, driver: driver_version()?, shared_bytes, condemned })
     }
 
     /// Name, compute capability and driver, as the numerics fingerprint has them.
@@ -82,8 +98,17 @@ impl Device {
         self.stream.cu_stream()
     }
 
+    /// Ends all use of the device by this process: something is left on it that may write to memory of ours. Every later
+    /// call fails with this reason, which is returned.
+    pub(super) fn condemn(&self, why: &'static str) -> KernelError {
+        KernelError::Device((*self.condemned.get_or_init(|| why)).to_owned())
+    }
+
     /// Makes this device's context the calling thread's.
     pub(super) fn bind(&self) -> Result<()> {
+        if let Some(why) = self.condemned.get() {
+            return Err(KernelError::Device((*why).to_owned()));
+        }
         self.context.bind_to_thread().map_err(failed("an earlier call failed"))
     }
 
@@ -95,6 +120,15 @@ impl Device {
     /// The end of all that was enqueued so far, for another stream to wait for.
     pub(super) fn record(&self) -> std::result::Result<CudaEvent, DriverError> {
         self.stream.record_event(None)
+    }
+
+    /// Whether the stream of all work has met no failure so far. Never waits. The device's context is current.
+    pub(super) fn check(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as `self`.
+        match unsafe { cuStreamQuery(self.stream()) }.result() {
+            Ok(()) | Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(()),
+            Err(error) => Err(failed("an earlier call failed")(error)),
+        }
     }
 
     /// Waits for all that was enqueued.

@@ -3,11 +3,11 @@
 //! Logits exist for a chunk of rows at a time: a product by cuBLASLt in f32, one kernel that makes losses and the
 //! gradient of the logits, and a product back. With f32 storage that gradient takes the place of the logits.
 
-use super::blas::{Terms, View, Weight};
+use super::blas::{Product, View};
 use super::buffers::{IndexVector, Matrix, Vector};
 use super::check::{length, shape};
 use super::weights::FrozenLinear;
-use super::{Arg, CudaBackend, Grid, Storage};
+use super::{Arg, CudaBackend, Grid, Storage, linear};
 use crate::contract::Result;
 
 /// Threads of a block of cross_entropy.cu.
@@ -22,7 +22,7 @@ const STATIC_SHARED: usize = 1 << 10;
 const STRETCH: usize = 4096;
 
 /// Rows of a chunk: a function of the vocabulary and the storage type alone.
-fn chunk_rows(vocab: usize, storage: Storage) -> usize {
+pub(super) fn chunk_rows(vocab: usize, storage: Storage) -> usize {
     let gradient = match storage {
         Storage::F32 => 0,
         Storage::Bf16 => storage.bytes(),
@@ -61,27 +61,25 @@ fn rows(b: &CudaBackend, matrix: &Matrix, first: usize, count: usize) -> View {
 }
 
 /// `logits = hidden Wᵀ + bias`, in f32.
-fn product_with_head(b: &CudaBackend, hidden: &View, head: &FrozenLinear, logits: &View) -> Result<()> {
-    let terms = Terms { add: false, bias: head.bias_for(Storage::F32) };
-    b.product(hidden, Weight::Transposed, &head.weight.view(b), terms, logits)
+fn product_with_head(b: &CudaBackend, hidden: View, head: &FrozenLinear, logits: View) -> Result<()> {
+    b.product(&linear::product(hidden, head.weight.view(b), head.bias_for(Storage::F32), logits))
 }
 
 /// `d_hidden = d_logits W`. Stored as f32, in stretches of the vocabulary that are added in order: the error of one
 /// long sum would grow beyond f32's. Stored as bf16 it is far below the output's rounding, which happens once.
-fn product_back(b: &CudaBackend, d_logits: &View, head: &FrozenLinear, d_hidden: &View) -> Result<()> {
-    let (weight, vocab) = (head.weight.view(b), d_logits.cols);
-    let stretch = match b.storage() {
+pub(super) fn products_back(d_logits: View, weight: View, d_hidden: View) -> impl Iterator<Item = Product> {
+    let (vocab, storage) = (d_logits.cols, d_logits.storage);
+    let stretch = match storage {
         Storage::F32 => STRETCH,
         Storage::Bf16 => vocab,
     };
-    let after = |ptr: u64, elements: usize| ptr + (elements * b.storage().bytes()) as u64;
-    for first in (0..vocab).step_by(stretch) {
+    let after = move |ptr: u64, elements: usize| ptr + (elements * storage.bytes()) as u64;
+    (0..vocab).step_by(stretch).map(move |first| {
         let count = stretch.min(vocab - first);
-        let x = View { ptr: after(d_logits.ptr, first), cols: count, ..*d_logits };
+        let x = View { ptr: after(d_logits.ptr, first), cols: count, ..d_logits };
         let w = View { ptr: after(weight.ptr, first * weight.cols), rows: count, ..weight };
-        b.product(&x, Weight::Plain, &w, Terms { add: first > 0, bias: None }, d_hidden)?;
-    }
-    Ok(())
+        linear::product_back(x, w, first > 0, d_hidden)
+    })
 }
 
 pub(super) fn cross_entropy(
@@ -132,12 +130,7 @@ fn by_chunks(
     let kept = if d_hidden.is_some() { kept_logits(vocab, b.device().shared_bytes()) } else { 0 };
     for first in (0..hidden.rows).step_by(chunk) {
         let count = chunk.min(hidden.rows - first);
-        product_with_head(
-            b,
-            &rows(b, hidden, first, count),
-            head,
-            &View::new(logits.ptr(), count, vocab, Storage::F32),
-        )?;
+        product_with_head(b, rows(b, hidden, first, count), head, View::new(logits.ptr(), count, vocab, Storage::F32))?;
         let args = [
             Arg::from(&logits),
             Arg::Ptr(targets.buffer.ptr() + (first * size_of::<u32>()) as u64),
@@ -152,7 +145,7 @@ fn by_chunks(
         if let Some(d_hidden) = &d_hidden {
             let d_logits = View::new(d_logits, count, vocab, b.storage());
             let d_rows = rows(b, d_hidden, first, count);
-            product_back(b, &d_logits, head, &d_rows)?;
+            products_back(d_logits, head.weight.view(b), d_rows).try_for_each(|product| b.product(&product))?;
         }
     }
     Ok(())
@@ -161,7 +154,7 @@ fn by_chunks(
 pub(super) fn logits(b: &CudaBackend, hidden: &Matrix, head: &FrozenLinear, out: &mut Vector) -> Result<()> {
     shape("logits", "hidden", hidden, hidden.rows, head.inp())?;
     length("logits", "out", out.len(), hidden.rows * head.out())?;
-    product_with_head(b, &hidden.view(b), head, &View::new(out.at(0), hidden.rows, head.out(), Storage::F32))
+    product_with_head(b, hidden.view(b), head, View::new(out.at(0), hidden.rows, head.out(), Storage::F32))
 }
 
 #[cfg(test)]

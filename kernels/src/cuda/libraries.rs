@@ -49,7 +49,7 @@ impl Library {
                  on LD_LIBRARY_PATH"
             }
             Self::Nccl => {
-                "install NCCL (`pip install nvidia-nccl-cu13`, or the package libnccl-dev), and where only libnccl.so.2 \
+                "install NCCL 2.14 or later (`pip install nvidia-nccl-cu13`, or the package libnccl-dev), and where only libnccl.so.2 \
                  is there, make a link libnccl.so to it on LD_LIBRARY_PATH"
             }
         }

@@ -1,6 +1,6 @@
 //! Frozen linear layers: the product with the frozen weight here, the low-rank path in [`lora`].
 
-use super::blas::{Terms, View, Weight};
+use super::blas::{Product, Terms, View, Weight};
 use super::buffers::{Matrix, Vector};
 use super::check::shape;
 use super::weights::{FrozenLinear, Table};
@@ -21,6 +21,16 @@ impl Table {
     }
 }
 
+/// `y = x wᵀ + bias`; the bias is the address of a vector in the type of `y`.
+pub(super) fn product(x: View, w: View, bias: Option<u64>, y: View) -> Product {
+    Product { x, weight: Weight::Transposed, w, terms: Terms { add: false, bias }, y }
+}
+
+/// `d_x = d_y w`, or on top of what `d_x` holds.
+pub(super) fn product_back(d_y: View, w: View, add: bool, d_x: View) -> Product {
+    Product { x: d_y, weight: Weight::Plain, w, terms: Terms { add, bias: None }, y: d_x }
+}
+
 pub(super) fn forward(
     b: &CudaBackend,
     x: &Matrix,
@@ -30,8 +40,7 @@ pub(super) fn forward(
 ) -> Result<()> {
     shape("linear", "x", x, x.rows, weight.inp())?;
     shape("linear", "y", y, x.rows, weight.out())?;
-    let terms = Terms { add: false, bias: weight.bias_for(b.storage()) };
-    b.product(&x.view(b), Weight::Transposed, &weight.weight.view(b), terms, &y.view(b))?;
+    b.product(&product(x.view(b), weight.weight.view(b), weight.bias_for(b.storage()), y.view(b)))?;
     match lora {
         Some((path, down)) => lora::forward(b, x, weight, path, down, y),
         None => Ok(()),
@@ -53,8 +62,7 @@ pub(super) fn backward(
         Some(target) => {
             let (add, d_x) = open(target);
             shape("linear_backward", "d_x", d_x, x.rows, weight.inp())?;
-            let terms = Terms { add, bias: None };
-            b.product(&d_y.view(b), Weight::Plain, &weight.weight.view(b), terms, &d_x.view(b))?;
+            b.product(&product_back(d_y.view(b), weight.weight.view(b), add, d_x.view(b)))?;
             Some(d_x)
         }
     };

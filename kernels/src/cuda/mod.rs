@@ -9,6 +9,7 @@
 //! Nothing is linked: the driver and cuBLASLt are opened when the first backend is made, and one that is missing is an
 //! error that says how to get it ([`libraries`]).
 
+mod algorithms;
 mod arguments;
 mod attention;
 mod backend;
@@ -150,15 +151,14 @@ impl CudaBackend {
     }
 
     /// All that may change a bit.
-    fn description(&self) -> String {
-        // What cannot be asked now will fail when it is wanted, with the same words.
-        let algorithms = blas::algorithms(self).map_or_else(|error| error.to_string(), |hash| format!("{hash:016x}"));
-        format!(
-            "cuda {}; {}; {}, algorithms {algorithms}",
+    fn description(&self) -> Result<String> {
+        Ok(format!(
+            "cuda {}; {}; {}, algorithms {:016x}",
             self.storage.suffix(),
             self.device().description(),
-            self.blas.description()
-        )
+            self.blas.description(),
+            algorithms::hash(self)?
+        ))
     }
 
     fn device(&self) -> &device::Device {

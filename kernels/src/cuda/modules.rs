@@ -1,6 +1,7 @@
 //! The compiled kernels: embedded by build.rs, loaded when first used.
 
-use super::device::failed;
+use super::device::{failed, unusable, words};
+use super::libraries::Library;
 use crate::KernelError;
 use crate::contract::Result;
 use cudarc::driver::sys::{CUfunction, CUfunction_attribute, CUmodule, CUresult};
@@ -54,9 +55,23 @@ fn forms((major, minor): (i32, i32)) -> impl Iterator<Item = String> {
 /// Which form of the kernels a device of this compute capability runs, in words; `None` when it is too old for all.
 #[must_use]
 pub fn kernels_for(capability: (i32, i32)) -> Option<String> {
+    require_kernels(capability).ok()
+}
+
+/// As [`kernels_for`], or why there are none.
+pub(super) fn require_kernels(capability: (i32, i32)) -> std::result::Result<String, String> {
+    let ((major, minor), (least_major, least_minor)) = (capability, PTX_CAPABILITY);
+    if capability < PTX_CAPABILITY {
+        return Err(format!(
+            "its compute capability is {major}.{minor}, and {least_major}.{least_minor} or later is needed"
+        ));
+    }
     let has = |form: &String| ARTIFACTS.iter().any(|(_, there, _)| there == form);
-    let form = forms(capability).find(has).filter(|_| capability >= PTX_CAPABILITY)?;
-    Some(if form == "ptx" { "kernels compiled by the driver from PTX".into() } else { format!("kernels of {form}") })
+    match forms(capability).find(has) {
+        Some(form) if form == "ptx" => Ok("kernels compiled by the driver from PTX".to_owned()),
+        Some(form) => Ok(format!("kernels of {form}")),
+        None => Err(format!("this build has no kernels for its compute capability {major}.{minor}")),
+    }
 }
 
 /// The modules of one device.
@@ -116,10 +131,26 @@ impl Modules {
                 Err(DriverError(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU)) => {
                     refused.push_str(&format!("; {form} refused"))
                 }
-                Err(error) => return Err(failed(format_args!("loading {file}.{form}"))(error)),
+                Err(error) => return Err(not_loaded(file, &form, error)),
             }
         }
-        Err(KernelError::Device(format!("{file}.cu has no form for sm_{major}{minor}{refused}")))
+        Err(KernelError::Unusable(format!("{file}.cu has no form for sm_{major}{minor}{refused}")))
+    }
+}
+
+/// Why a form could not be loaded: refused for good by a driver that cannot compile it, or failed.
+fn not_loaded(file: &str, form: &str, error: DriverError) -> KernelError {
+    let what = format!("loading {file}.{form}");
+    match error.0 {
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => KernelError::Unusable(format!(
+            "{what}: {}: the driver is older than the kernels' PTX; {}",
+            words(error),
+            Library::Driver.remedy()
+        )),
+        CUresult::CUDA_ERROR_INVALID_PTX
+        | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+        | CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED => unusable(what)(error),
+        _ => failed(what)(error),
     }
 }
 
@@ -156,4 +187,30 @@ fn allow_shared(function: CUfunction, file: &str, kernel: &str, bytes: u32) -> R
     // SAFETY: the function is loaded.
     unsafe { result::function::set_function_attribute(function, attribute, bytes as i32) }
         .map_err(failed(format_args!("{bytes} bytes of shared memory for {kernel} of {file}.cu")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_too_old_is_told_what_is_needed() {
+        for capability in [(7, 5), (6, 1)] {
+            let why = require_kernels(capability).unwrap_err();
+            assert!(
+                why.contains(&format!("{}.{}", capability.0, capability.1)) && why.contains("8.0 or later"),
+                "{why}"
+            );
+            assert_eq!(kernels_for(capability), None);
+        }
+        assert!(require_kernels((8, 0)).is_ok() && require_kernels((99, 0)).unwrap().contains("PTX"));
+    }
+
+    #[test]
+    fn what_a_driver_refuses_for_good_is_no_failure_of_the_device() {
+        let error = not_loaded("rows", "ptx", DriverError(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION));
+        assert!(matches!(&error, KernelError::Unusable(why) if why.contains(Library::Driver.remedy())), "{error}");
+        let error = not_loaded("rows", "ptx", DriverError(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+        assert!(matches!(error, KernelError::Device(_)), "{error}");
+    }
 }

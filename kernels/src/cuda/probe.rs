@@ -2,10 +2,11 @@
 
 use super::device::{driver_version, failed};
 use super::libraries::Library;
+use super::nccl;
 use crate::contract::Result;
+use cudarc::cublaslt;
 use cudarc::driver::result;
 use cudarc::driver::sys::CUdevice_attribute;
-use cudarc::{cublaslt, nccl};
 
 /// A CUDA device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +30,7 @@ pub struct Probe {
     pub cublaslt: Option<usize>,
     /// NCCL's version, as its library counts it.
     pub nccl: Option<i32>,
-    /// Libraries that the loader does not find.
+    /// Libraries that the loader does not find, and NCCL also where it finds one that is too old.
     pub missing: Vec<Library>,
     /// Why the driver is there and yet tells of no devices.
     pub failure: Option<String>,
@@ -38,19 +39,16 @@ pub struct Probe {
 /// Asks the machine. Fails never: what is wrong is in the answer.
 #[must_use]
 pub fn probe() -> Probe {
-    let missing =
-        [Library::Driver, Library::CublasLt, Library::Nccl].into_iter().filter(|library| !library.is_present());
-    let mut probe = Probe { missing: missing.collect(), ..Probe::default() };
+    let usable = |library: &Library| match library {
+        Library::Driver | Library::CublasLt => library.is_present(),
+        Library::Nccl => nccl::require().is_ok(),
+    };
+    let missing = [Library::Driver, Library::CublasLt, Library::Nccl].into_iter().filter(|library| !usable(library));
+    let mut probe = Probe { missing: missing.collect(), nccl: nccl::version().ok(), ..Probe::default() };
     let has = |library| !probe.missing.contains(&library);
     if has(Library::CublasLt) {
         // SAFETY: the library is there; a question without operands.
         probe.cublaslt = Some(unsafe { cublaslt::sys::cublasLtGetVersion() });
-    }
-    if has(Library::Nccl) {
-        let mut version = 0;
-        // SAFETY: the library is there and writes one integer.
-        let status = unsafe { nccl::sys::ncclGetVersion(&raw mut version) };
-        probe.nccl = (status == nccl::sys::ncclResult_t::ncclSuccess).then_some(version);
     }
     if has(Library::Driver) {
         match devices() {

@@ -28,8 +28,8 @@ impl<F: Footprint> Backend for DryRun<F> {
         "dry run"
     }
 
-    fn arithmetic(&self) -> String {
-        format!("none; sizes of {:?}", self.footprint)
+    fn arithmetic(&self) -> Result<String> {
+        Ok(format!("none; sizes of {:?}", self.footprint))
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -183,7 +183,7 @@ fn engine<B: Planned>(
     let fingerprint = NumericsFingerprint {
         binary_sha256: binary_sha256()?,
         backend: backend.name().into(),
-        arithmetic: backend.arithmetic(),
+        arithmetic: backend.arithmetic()?,
         weights_sha256: model.sha256()?,
     };
     let trainer = Trainer::new(Arc::clone(&backend), decoder, run, progress.clone());

@@ -6,6 +6,7 @@
 
 use super::super::libraries::Library;
 use super::error::CommunicatorError;
+use crate::KernelError;
 use cudarc::driver::sys::CUstream;
 use cudarc::nccl::sys::{self, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -48,19 +49,41 @@ pub(super) struct Raw(ncclComm_t);
 // SAFETY: NCCL lets any thread use a communicator, one at a time; `Slot`'s lock sees to that.
 unsafe impl Send for Raw {}
 
+/// NCCL's version, as its library counts it.
+///
 /// # Errors
-/// [`CommunicatorError::Setup`] when NCCL is missing or too old.
-pub(super) fn require() -> Result<(), CommunicatorError> {
-    Library::Nccl.require().map_err(|error| CommunicatorError::Setup(error.to_string()))?;
+/// [`KernelError::Unusable`], with what to do, when the library is missing or does not tell.
+pub(in super::super) fn version() -> Result<c_int, KernelError> {
+    Library::Nccl.require()?;
     let mut version = 0;
     // SAFETY: the library is there and writes one integer.
     let asked = unsafe { sys::ncclGetVersion(&raw mut version) };
-    answer(asked, ptr::null_mut()).map_err(CommunicatorError::Setup)?;
-    if version < OLDEST {
-        let detail = format!("version code {version} is too old: {OLDEST} (2.14.0) or later is needed");
-        return Err(CommunicatorError::Setup(detail));
+    let untold =
+        |words| format!("{} does not tell its version: {words}: {}", Library::Nccl.file(), Library::Nccl.remedy());
+    answer(asked, ptr::null_mut()).map_err(|words| KernelError::Unusable(untold(words)))?;
+    Ok(version)
+}
+
+/// Whether communicators can be made on this machine: for a worker to know before it loads a model.
+///
+/// # Errors
+/// [`KernelError::Unusable`], with what to do, when NCCL is missing or too old.
+pub fn require() -> Result<(), KernelError> {
+    new_enough(version()?)
+}
+
+fn new_enough(version: c_int) -> Result<(), KernelError> {
+    if version >= OLDEST {
+        return Ok(());
     }
-    Ok(())
+    let (file, remedy) = (Library::Nccl.file(), Library::Nccl.remedy());
+    let detail = format!("{file} has version code {version}, and {OLDEST} (2.14.0) or later is needed: {remedy}");
+    Err(KernelError::Unusable(detail))
+}
+
+/// NCCL that cannot be used, as a failure to make a communicator.
+pub(super) fn setup(error: KernelError) -> CommunicatorError {
+    CommunicatorError::Setup(error.to_string())
 }
 
 /// A new id.
@@ -68,7 +91,7 @@ pub(super) fn require() -> Result<(), CommunicatorError> {
 /// # Errors
 /// [`CommunicatorError::Setup`] when NCCL is missing, too old, or cannot listen.
 pub(super) fn unique_id() -> Result<[u8; 128], CommunicatorError> {
-    require()?;
+    require().map_err(setup)?;
     let mut id = ncclUniqueId { internal: [0; 128] };
     // SAFETY: a valid place for the id.
     let made = unsafe { sys::ncclGetUniqueId(&raw mut id) };
@@ -178,4 +201,19 @@ unsafe fn text(text: *const c_char) -> String {
     }
     // SAFETY: not null, and as the caller promised.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_without_nonblocking_communicators_is_refused() {
+        let error = new_enough(2_13_04).unwrap_err().to_string();
+        assert!(
+            error.contains("21304") && error.contains("2.14.0") && error.contains(Library::Nccl.remedy()),
+            "{error}"
+        );
+        assert!(new_enough(OLDEST).is_ok() && new_enough(2_30_00).is_ok());
+    }
 }

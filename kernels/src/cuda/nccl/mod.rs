@@ -17,7 +17,8 @@
 //!   for the device comes back too, though it holds no lock of ours and looks at no flag.
 //!
 //! The owner then waits, for a limited time, until the communicator is ended and its stream is empty: the buffers are
-//! its own again.
+//! its own again. Where they are not, what is left may write to them at any time: the device is condemned, and every
+//! later call on the backend fails, until the process ends.
 
 mod abort;
 mod batch;
@@ -32,11 +33,14 @@ mod watchdog;
 
 pub use abort::CommunicatorAbort;
 pub use batch::{Batch, Reduction};
+pub use calls::require;
+pub(super) use calls::version;
 pub use error::{CommunicatorError, Member};
 pub use id::CommunicatorId;
 
 use super::CudaBackend;
 use super::device::Device;
+use crate::KernelError;
 use calls::{Operand, Progress, Raw};
 use shared::{Shared, Stopped};
 use std::sync::Arc;
@@ -46,6 +50,9 @@ use stream::{CommunicationStream, Mark};
 
 /// How long the watchdog may take to end a communicator, and the device to be done with it.
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// What is wrong with a device that a collective does not leave.
+const STUCK: &str =
+    "the device is still busy with an aborted collective, which may write to its buffers: end this process";
 /// Pauses between looks at the device: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
@@ -81,7 +88,7 @@ impl Communicator {
         if rank >= world_size {
             return Err(CommunicatorError::Setup(format!("there is no {member}: ranks count from 0")));
         }
-        calls::require()?;
+        require().map_err(calls::setup)?;
         let mut communicator = Self::start(backend, member, timeout)?;
         abort.watch(&communicator.shared);
         match communicator.join(&id.to_bytes(), rank, world_size) {
@@ -193,35 +200,43 @@ impl Communicator {
     }
 
     /// A failure of the device is one of the communicator.
-    fn on_device<T>(&self, result: Result<T, crate::KernelError>) -> Result<T, Stopped> {
+    fn on_device<T>(&self, result: Result<T, KernelError>) -> Result<T, Stopped> {
         result.map_err(|error| self.shared.device(error))
     }
 
     /// The communicator has failed: waits until it is torn down and nothing of it is on the device, and tells why.
     fn give_up(&mut self) -> CommunicatorError {
         let ended = self.shared.await_end(END_LIMIT);
-        if !(ended && self.is_drained(END_LIMIT)) {
-            tracing::error!(
-                member = %self.shared.member,
-                seconds = END_LIMIT.as_secs(),
-                "a failed collective does not leave the device; end this process"
-            );
+        // What has not ended cannot be waited for; the device may yet tell why.
+        let drained = self.drain(if ended { END_LIMIT } else { Duration::ZERO });
+        let cleared =
+            drained.and_then(|drained| if ended && drained { Ok(()) } else { Err(self.device.condemn(STUCK)) });
+        if let Err(error) = cleared {
+            self.shared.overrule(error);
         }
         self.shared.forget();
         self.shared.error()
     }
 
-    /// Waits until the stream is empty. A device that has failed does nothing more.
-    fn is_drained(&self, limit: Duration) -> bool {
+    /// Waits until the stream is empty, and tells whether it is.
+    ///
+    /// # Errors
+    /// When the device has failed, whatever NCCL made of that.
+    fn drain(&self, limit: Duration) -> Result<bool, KernelError> {
         let (end, mut pauses) = (Instant::now() + limit, pauses());
-        let Ok(mark) = self.stream.mark() else { return true };
-        while matches!(mark.is_passed(), Ok(false)) {
+        self.stream.bind()?;
+        let mark = self.stream.mark()?;
+        let drained = loop {
+            if mark.is_passed()? {
+                break true;
+            }
             if Instant::now() >= end {
-                return false;
+                break false;
             }
             thread::sleep(pauses());
-        }
-        true
+        };
+        self.device.check()?;
+        Ok(drained)
     }
 
     /// Gives up what nobody waits for.

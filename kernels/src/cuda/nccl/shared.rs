@@ -79,6 +79,16 @@ impl Shared {
         self.fail(|member, operation| CommunicatorError::Device { member, operation, source })
     }
 
+    /// Records a failure of the device in place of what NCCL or an abort made of it, unless that was told already.
+    pub(super) fn overrule(&self, source: KernelError) {
+        let mut state = self.state();
+        let (member, operation) = (self.member, state.operation());
+        let error = CommunicatorError::Device { member, operation, source };
+        tracing::error!(%error, "the device failed, or does not come to rest");
+        state.overrule(error);
+        self.changed.notify_all();
+    }
+
     pub(super) fn abort(&self, reason: &str) {
         self.fail(|member, _| CommunicatorError::Aborted { member, reason: reason.to_owned() });
     }
@@ -92,7 +102,7 @@ impl Shared {
     /// Records a failure of what is under way; the first one stays.
     fn fail(&self, error: impl FnOnce(Member, String) -> CommunicatorError) -> Stopped {
         let mut state = self.state();
-        let operation = state.pending().map_or_else(|| "the communicator".to_owned(), |first| first.name.clone());
+        let operation = state.operation();
         state.fail(error(self.member, operation));
         self.changed.notify_all();
         Stopped
@@ -217,6 +227,18 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failed_device_is_told_in_place_of_what_hides_it() {
+        let shared = Shared::new(Member { rank: 1, world_size: 2 }, Duration::from_secs(10));
+        shared.begin("a sum".to_owned()).unwrap();
+        shared.abort("membership changed");
+        shared.overrule(KernelError::Device("lost".to_owned()));
+        let error = shared.error();
+        assert!(matches!(&error, CommunicatorError::Device { operation, .. } if operation == "a sum"), "{error}");
+        shared.overrule(KernelError::Device("lost again".to_owned()));
+        assert!(matches!(shared.error(), CommunicatorError::Broken { cause, .. } if cause == error.to_string()));
+    }
 
     #[test]
     fn a_failure_comes_before_a_clean_end_and_is_told_in_full_once() {

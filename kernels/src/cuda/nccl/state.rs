@@ -85,6 +85,18 @@ impl State {
         self.since = None;
     }
 
+    /// What messages name as under way.
+    pub(super) fn operation(&self) -> String {
+        self.pending().map_or_else(|| "the communicator".to_owned(), |first| first.name.clone())
+    }
+
+    /// Records a failure in place of an earlier one that nobody was told.
+    pub(super) fn overrule(&mut self, error: CommunicatorError) {
+        if !matches!(self.failure, Failure::Told(_)) {
+            self.failure = Failure::Untold(error);
+        }
+    }
+
     /// Records a failure; the first one stays.
     pub(super) fn fail(&mut self, error: CommunicatorError) {
         if !self.failed() {

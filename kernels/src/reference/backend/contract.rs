@@ -24,11 +24,11 @@ impl Backend for ReferenceBackend {
         "reference"
     }
 
-    fn arithmetic(&self) -> String {
-        match self.rounding {
+    fn arithmetic(&self) -> Result<String> {
+        Ok(match self.rounding {
             Rounding::Exact => "f64".into(),
             Rounding::Bf16 => "f64, stored as bf16".into(),
-        }
+        })
     }
 
     /// Calls have taken effect when they return.
