@@ -57,7 +57,7 @@ fn on_cuda(
     wishes: &Wishes,
     progress: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
-    use ballast_kernels::cuda::{CudaBackend, Library, Storage, probe};
+    use ballast_kernels::cuda::{CudaBackend, Storage, nccl, probe};
     let ordinal = Device::ordinal(ordinal, probe().devices.len(), |name| std::env::var(name).ok())?;
     let storage = match run.dtype() {
         v1::Dtype::F32 => Storage::F32,
@@ -67,7 +67,7 @@ fn on_cuda(
     let backend = CudaBackend::new(ordinal, storage)?;
     // Better now than when the others wait.
     if run.workers > 1 && run.collective() != v1::Collective::Tcp {
-        Library::Nccl.require()?;
+        nccl::require()?;
         reachable_by_nccl(wishes.insecure, std::env::var(NCCL_INTERFACE).ok().as_deref())?;
     }
     engine(Arc::new(backend), run, wishes, progress)
