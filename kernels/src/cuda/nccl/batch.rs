@@ -132,7 +132,7 @@ impl<'a> Batch<'a> {
     ///
     /// # Errors
     /// [`CommunicatorError`], any but `Setup`: nothing of the batch is to be used then. No work of the reductions is
-    /// left on the device.
+    /// left on the device, unless the error is [`CommunicatorError::Device`]: then the process is to end.
     pub fn wait(self, on_progress: impl FnMut()) -> Result<(), CommunicatorError> {
         self.communicator.wait(on_progress)
     }
