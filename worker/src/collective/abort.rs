@@ -10,12 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Default)]
 pub struct AbortHandle(Arc<Mutex<State>>);
 
+/// Told the reason of the abort.
+type OnAbort = Box<dyn FnOnce(&str) + Send>;
+
 #[derive(Default)]
 struct State {
     reason: Option<String>,
     sockets: Vec<TcpStream>,
     /// What else ends when the generation does.
-    others: Vec<Box<dyn FnOnce(&str) + Send>>,
+    others: Vec<OnAbort>,
 }
 
 impl AbortHandle {

@@ -30,6 +30,7 @@ pub(super) struct Wishes {
     /// Threads of the CPU.
     pub(super) threads: Option<usize>,
     /// Whether it may be reached from beyond its own machine.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only NCCL listens by itself"))]
     pub(super) insecure: bool,
 }
 
