@@ -75,7 +75,9 @@ fn a_run_may_go_on_with_or_without() {
     let (decoder, steps) = (decoder(&Architecture::tiny(), 1), steps(61));
     let trainer = |checkpointing| trainer(&decoder, &run(&ALL_LINEAR, checkpointing));
     let train = |trainer: &mut Trainer<CpuBackend>, steps: &[StepShard]| {
-        steps.iter().for_each(|step| drop(trainer.step(step, &mut Solo).unwrap()));
+        for step in steps {
+            trainer.step(step, &mut Solo).unwrap();
+        }
         trainer.export_state().unwrap()
     };
     let whole = train(&mut trainer(false), &steps);

@@ -48,12 +48,14 @@ pub(crate) struct Measured {
     pub(crate) passing: usize,
 }
 
-/// What a run of one step with this micro-batch is said to take, and takes; `usage` gives a backend's bytes in use, and
-/// its peak since `reset`.
+/// Gives a backend's bytes in use and their peak; begins a new peak.
+pub(crate) type Meter<B> = (fn(&B) -> (usize, usize), fn(&B));
+
+/// What a run of one step with this micro-batch is said to take, and takes.
 pub(crate) fn compare<B: Backend, F: Footprint>(
     backend: B,
     footprint: F,
-    (usage, reset): (fn(&B) -> (usize, usize), fn(&B)),
+    (usage, reset): Meter<B>,
     architecture: &Architecture,
     run: &RunSpec,
     sequences: &[Sequence],
@@ -83,7 +85,7 @@ pub(crate) fn assert_close(what: &str, estimated: usize, measured: usize) {
     );
 }
 
-pub(crate) const OF_CPU: (fn(&CpuBackend) -> (usize, usize), fn(&CpuBackend)) =
+pub(crate) const OF_CPU: Meter<CpuBackend> =
     (|backend| (backend.memory().in_use, backend.memory().peak), CpuBackend::reset_peak_memory);
 
 #[test]

@@ -35,7 +35,8 @@ fn the_secret_goes_from_rank_0_to_all_others_and_is_not_kept() {
 fn a_secret_nobody_asked_for_loses_its_sender_its_place() {
     let short = |generation| CommunicatorId { id: vec![5; 127].into(), ..communicator(generation) };
     let newer = |generation: Generation| communicator(Generation { number: generation.number + 1, ..generation });
-    let cases: [(&str, Run, WorkerId, fn(Generation) -> CommunicatorId); 4] = [
+    type Made = fn(Generation) -> CommunicatorId;
+    let cases: [(&str, Run, WorkerId, Made); 4] = [
         ("of a generation that meets over TCP", Run::training(settings(2)), 1, communicator),
         ("from another rank", on_cuda(settings(2)), 2, communicator),
         ("of the wrong length", on_cuda(settings(2)), 1, short),

@@ -17,6 +17,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
 
+/// How a step fails, by its number.
+type Failing = fn(u64) -> WorkerError;
+
 /// A state that is one number: every step adds the step's number, summed over the ranks.
 #[derive(Default)]
 pub(super) struct Adder {
@@ -24,7 +27,7 @@ pub(super) struct Adder {
     total: i64,
     fingerprint: NumericsFingerprint,
     /// Fails in this step, with this error.
-    fails: Option<(u64, fn(u64) -> WorkerError)>,
+    fails: Option<(u64, Failing)>,
     /// Why it can make no communicator's secret.
     no_secret: Option<fn() -> WorkerError>,
     /// Parting from the other ranks waits for a word here.

@@ -91,7 +91,8 @@ async fn an_abort_ends_the_wait_and_a_secret_that_comes_later_is_ignored() {
 async fn a_rank_0_that_can_make_no_secret_leaves() {
     let unusable = || WorkerError::from(KernelError::Unusable("libnccl.so.2 is missing".into()));
     let nccl = || WorkerError::from(CollectiveError::Nccl("no id can be made".into()));
-    let cases: [(fn() -> WorkerError, ErrorCode, &str); 2] = [
+    type Failing = fn() -> WorkerError;
+    let cases: [(Failing, ErrorCode, &str); 2] = [
         (unusable, ErrorCode::DeviceUnusable, "device: libnccl.so.2 is missing"),
         (nccl, ErrorCode::CollectiveFailed, "nccl: no id can be made"),
     ];

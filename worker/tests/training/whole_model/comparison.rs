@@ -100,9 +100,9 @@ pub(crate) fn check(family: &Family) {
         let cpu = case.on(CpuBackend::new(1).unwrap());
         let cpu_distances = from_exact(&cpu);
         let plain = from_exact(&case.on(ReferenceBackend::new(Rounding::Bf16)));
-        let mut line = format!("{:44} cpu {:.1e}", case.name, cpu_distances.worst());
+        let line = format!("{:44} cpu {:.1e}", case.name, cpu_distances.worst());
         #[cfg(feature = "cuda")]
-        let cuda = cuda::Cuda::measure(&case, &cpu, &from_exact, &mut line);
+        let (cuda, line) = cuda::Cuda::measure(&case, &cpu, &from_exact, &line);
         println!("{line}  straightforward bf16 {:.1e}", plain.worst());
 
         cpu_distances.within_f32("the CPU backend", &case.name);
@@ -126,21 +126,21 @@ mod cuda {
     }
 
     impl Cuda {
-        /// Computes, and adds what came out to the printed line.
+        /// Computes; also gives the printed line with what came out.
         pub(super) fn measure(
             case: &Case,
             cpu: &Given,
             from_exact: &dyn Fn(&Given) -> Distances,
-            line: &mut String,
-        ) -> Self {
+            line: &str,
+        ) -> (Self, String) {
             let wide = |values: &[f32]| -> Vec<f64> { values.iter().copied().map(f64::from).collect() };
             let f32 = case.on(CudaBackend::new(0, Storage::F32).unwrap());
             let bf16 = case.on(CudaBackend::new(0, Storage::Bf16).unwrap());
             let f32_from_cpu = case.distances(&f32, &wide(&cpu.losses), &wide(&cpu.gradient));
             let cuda = Self { f32: from_exact(&f32), f32_from_cpu, bf16: from_exact(&bf16) };
             let [of_f32, from_cpu, of_bf16] = [&cuda.f32, &cuda.f32_from_cpu, &cuda.bf16].map(Distances::worst);
-            line.push_str(&format!("  cuda f32 {of_f32:.1e} (from cpu {from_cpu:.1e})  cuda bf16 {of_bf16:.1e}"));
-            cuda
+            let line = format!("{line}  cuda f32 {of_f32:.1e} (from cpu {from_cpu:.1e})  cuda bf16 {of_bf16:.1e}");
+            (cuda, line)
         }
 
         /// In bf16 no tensor may be off by more than twice the worst of a straightforward computation in bf16, and all of
