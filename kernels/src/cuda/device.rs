@@ -42,7 +42,9 @@ pub(super) fn unusable(what: impl Display) -> impl FnOnce(DriverError) -> Kernel
 
 /// What the driver says of a failure.
 pub(super) fn words(error: DriverError) -> String {
-    let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
+    // The driver itself knows its words.
+    let text = Library::Driver.is_present().then(|| error.error_string().ok()).flatten();
+    let text = text.and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
     format!("{text} ({:?})", error.0)
 }
 
