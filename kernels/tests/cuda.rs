@@ -5,7 +5,7 @@
 #![cfg(all(feature = "cuda", feature = "reference"))]
 #![allow(clippy::unwrap_used)]
 
-use ballast_kernels::conformance::{Precision, Source, short_families};
+use ballast_kernels::conformance::{Precision, Source, families};
 use ballast_kernels::cuda::{CudaBackend, Storage, probe};
 use ballast_kernels::{Backend, KernelError};
 
@@ -40,12 +40,12 @@ mod short {
     suite!(bf16, Storage::Bf16, Precision::Bf16; rows norm linear rotary attention decoding gated head optimizer);
 }
 
-/// Every family, at its short shapes: the same bits on two backends, of which one has fresh memory for each buffer, and
-/// the other had used its memory for something else.
+/// Every family, every case: the same bits on two backends, of which one has fresh memory for each buffer, and the
+/// other had used its memory for something else.
 fn bits_are_a_function_of_the_operands(storage: Storage) {
     let (first, second) = (backend(storage), backend(storage));
     second.reserve(8 << 20).unwrap();
-    let families = short_families::<CudaBackend>();
+    let families = families::<CudaBackend>();
     let (_, other) = families.iter().find(|(name, _)| *name == "norm").unwrap();
     drop(other(&second));
     for (name, family) in &families {
