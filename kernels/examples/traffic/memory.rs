@@ -141,5 +141,8 @@ pub(crate) fn flat_cases(size: Size) -> Vec<Case> {
             let state = || b.reals(len);
             b.adamw(&mut state()?, &state()?, &mut state()?, &mut state()?, &SETTINGS)
         }),
+        Case::new("add_scaled", &[len], kernel("add_scaled", 12), move |b| {
+            b.add_scaled(&mut b.reals(len)?, 0.5, &b.reals(len)?)
+        }),
     ]
 }
