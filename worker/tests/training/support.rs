@@ -17,8 +17,13 @@ pub(crate) const ALL_LINEAR: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj"
 
 /// Uniform values within ±`bound`, as a function of `name`.
 pub(crate) fn uniform(name: &str, len: usize, bound: f32) -> Vec<f32> {
+    drawn(0, name, len, bound)
+}
+
+/// The same, of another draw of all tensors.
+pub(crate) fn drawn(draw: u32, name: &str, len: usize, bound: f32) -> Vec<f32> {
     let key = name.bytes().fold(17u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
-    let generator = Philox::new([key, 0]);
+    let generator = Philox::new([key, draw]);
     let words = (0..len.div_ceil(4)).flat_map(|quad| generator.words([quad as u32, 0, 0, 0]));
     words.take(len).map(|word| bound * (word as f32 / 2f32.powi(31) - 1.0)).collect()
 }

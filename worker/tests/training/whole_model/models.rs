@@ -1,6 +1,6 @@
 //! A model of every family, small and random, and its adapter.
 
-use crate::support::{ALL_LINEAR, uniform};
+use crate::support::{ALL_LINEAR, drawn};
 use ballast_basemodel::{Activation, Architecture};
 use ballast_kernels::Backend;
 use ballast_kernels::reference::Rounding;
@@ -113,6 +113,11 @@ impl Family {
 ///
 /// Frozen weights are such as bf16 holds, which is how base models are stored: what bf16 costs is arithmetic alone.
 pub(crate) fn decoder<B: Backend>(backend: &Arc<B>, architecture: &Architecture) -> Decoder<B> {
+    drawn_decoder(0, backend, architecture)
+}
+
+/// The same, of another draw of the weights.
+pub(crate) fn drawn_decoder<B: Backend>(draw: u32, backend: &Arc<B>, architecture: &Architecture) -> Decoder<B> {
     let weights = |name: &str, shape: &[usize]| {
         let len = shape.iter().product();
         let (center, bound) = match (name, shape) {
@@ -122,15 +127,20 @@ pub(crate) fn decoder<B: Backend>(backend: &Arc<B>, architecture: &Architecture)
             _ => (0.0, 0.3),
         };
         let stored = |value: f32| Rounding::Bf16.round(f64::from(center + value)) as f32;
-        Ok(uniform(name, len, bound).into_iter().map(stored).collect())
+        Ok(drawn(draw, name, len, bound).into_iter().map(stored).collect())
     };
     Decoder::from_weights(backend, architecture, &weights).unwrap()
 }
 
 /// Parameters of an adapter in the midst of training: neither A nor B is zero, so that no gradient is.
 pub(crate) fn parameters(layout: &LoraLayout) -> Vec<f32> {
+    drawn_parameters(0, layout)
+}
+
+/// The same, of another draw.
+pub(crate) fn drawn_parameters(draw: u32, layout: &LoraLayout) -> Vec<f32> {
     let tensor = |tensor: &ballast_worker::lora::LoraTensor| {
-        uniform(&tensor.name, tensor.range.len(), 0.5 / (tensor.shape[1] as f32).sqrt())
+        drawn(draw, &tensor.name, tensor.range.len(), 0.5 / (tensor.shape[1] as f32).sqrt())
     };
     layout.tensors().iter().flat_map(tensor).collect()
 }
