@@ -8,7 +8,8 @@
 // All are limited by memory: a few f64 operations an element. Every value is exact, or rounded once as IEEE 754 says,
 // in an order that is part of the definition: the bits are those of the CPU backend.
 //
-// A segment is cut into pieces, one block each: {start, elements, exponent, number of the segment}.
+// A segment is cut into pieces, one block each: {start, elements, exponent, number of the segment}. Sums may be those of a
+// bucket of segments alone: they begin with element `first`.
 
 #include "common.cuh"
 
@@ -32,7 +33,7 @@ __device__ __forceinline__ long long flag_of(double largest, u32 limit_bits) {
 
 // `sums` of a flagged segment are unspecified: a value that no i64 holds is saturated.
 extern "C" __global__ void __launch_bounds__(THREADS) fixed_accumulate(const float *gradient, const uint4 *pieces,
-                                                                       u32 limit_bits, long long *sums,
+                                                                       u32 limit_bits, u64 first, long long *sums,
                                                                        long long *flags) {
     const uint4 piece = pieces[blockIdx.x];
     const double scale = power_of_two(static_cast<int>(piece.z)); // A power of two: the product is exact.
@@ -42,7 +43,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) fixed_accumulate(const flo
         const double value = gradient[at] * scale;
         largest = fmax(largest, isnan(value) ? INFINITY : fabs(value));
         const u64 rounded = static_cast<u64>(__double2ll_rn(value));
-        sums[at] = static_cast<long long>(static_cast<u64>(sums[at]) + rounded);
+        long long &sum = sums[at - first];
+        sum = static_cast<long long>(static_cast<u64>(sum) + rounded);
     }
     largest = block_max<THREADS>(largest);
     if (threadIdx.x != 0) return;
@@ -51,12 +53,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) fixed_accumulate(const flo
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) fixed_to_gradient(const long long *sums, const uint4 *pieces,
-                                                                        double divisor, float *gradient) {
+                                                                        u64 first, double divisor, float *gradient) {
     const uint4 piece = pieces[blockIdx.x];
     const double scale = power_of_two(-static_cast<int>(piece.z));
     for (u32 i = threadIdx.x; i < piece.y; i += THREADS) {
         const u64 at = u64(piece.x) + i;
-        gradient[at] = __double2float_rn(__ddiv_rn(__dmul_rn(__ll2double_rn(sums[at]), scale), divisor));
+        gradient[at] = __double2float_rn(__ddiv_rn(__dmul_rn(__ll2double_rn(sums[at - first]), scale), divisor));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Shape errors: what all backends refuse, and how they say so.
 
-use crate::contract::{AdamW, AttentionShape, Backend, LoraPath, Result, Segment};
+use crate::contract::{AdamW, AttentionShape, Backend, Bucket, LoraPath, Result, Segment};
 use crate::{KernelError, PackedLayout};
 
 /// A matrix of any backend.
@@ -124,6 +124,28 @@ pub(crate) fn segments(operation: &'static str, segments: &[Segment], len: usize
         end = range.end;
     }
     Ok(())
+}
+
+/// The segments are sound, `members` and `elements` are of this vector of `len` elements, the members lie within the elements,
+/// and there are as many sums as these.
+pub(crate) fn bucket(operation: &'static str, bucket: &Bucket<'_>, len: usize, sums: usize) -> Result<()> {
+    let Bucket { segments: all, members, elements } = bucket;
+    segments(operation, all, len)?;
+    let sound = elements.start <= elements.end && elements.end <= len;
+    let inside = |members: &[Segment]| {
+        members.iter().all(|member| elements.start <= member.range.start && member.range.end <= elements.end)
+    };
+    ensure(sound && all.get(members.clone()).is_some_and(inside), operation, || {
+        format!("segments {members:?} of {} are not in elements {elements:?} of {len}", all.len())
+    })?;
+    length(operation, "sums", sums, elements.len())
+}
+
+/// `count` elements from `first` on are there.
+pub(crate) fn stretch(operation: &'static str, first: usize, count: usize, len: usize) -> Result<()> {
+    ensure(first <= len && count <= len - first, operation, || {
+        format!("there are no {count} elements from {first} on in a vector of {len}")
+    })
 }
 
 /// The bound on a fixed-point value leaves the sign and one bit of an i64.

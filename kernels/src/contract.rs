@@ -281,31 +281,36 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     // ---- exact sums and the optimizer ----------------------------------------------------------------------------
 
-    /// Rounds each segment of `gradient` once (ties to even) to `round(g * 2^exponent)` and adds it to `sums`.
+    /// Rounds each of the bucket's segments of `gradient` once (ties to even) to `round(g * 2^exponent)` and adds it to
+    /// `sums`, which holds the bucket's elements.
     ///
-    /// `flags[i]` becomes the maximum of itself and of what segment `i` met: 0 when every |q| is at most
+    /// `flags[i]`, one for each segment of the whole vector, becomes the maximum of itself and of what segment `i` met: 0 when every |q| is at most
     /// `2^limit_bits`; else by how many powers of two it was exceeded (so that `exponent - flag` fits); or
     /// [`FLAG_NOT_FINITE`]. The sums of a flagged segment are unspecified.
     fn accumulate_fixed(
         &self,
         gradient: &Self::Reals,
-        segments: &[Segment],
+        bucket: &Bucket<'_>,
         limit_bits: u32,
         sums: &mut Self::Integers,
         flags: &mut Self::Integers,
     ) -> Result<()>;
 
-    /// `gradient = sums * 2^-exponent / divisor`, computed in f64 and rounded once.
+    /// `gradient = sums * 2^-exponent / divisor` in the bucket's segments, computed in f64 and rounded once.
     fn fixed_to_gradient(
         &self,
         sums: &Self::Integers,
-        segments: &[Segment],
+        bucket: &Bucket<'_>,
         divisor: f64,
         gradient: &mut Self::Reals,
     ) -> Result<()>;
 
-    /// `x += scale * y`, for gradients that are summed as floats: product and sum are rounded one after the other.
-    fn add_scaled(&self, x: &mut Self::Reals, scale: f32, y: &Self::Reals) -> Result<()>;
+    /// `x += scale * y`, for gradients that are summed as floats: product and sum are rounded one after the other. Of `y`
+    /// it takes as many elements as `x` has, from element `first` on.
+    fn add_scaled(&self, x: &mut Self::Reals, scale: f32, y: &Self::Reals, first: usize) -> Result<()>;
+
+    /// Copies all of `from` over the elements of `to` from `first` on.
+    fn copy_reals(&self, from: &Self::Reals, to: &mut Self::Reals, first: usize) -> Result<()>;
 
     /// For each segment, the largest absolute value of `vector` in it (for the next step's exponents).
     fn max_abs(&self, vector: &Self::Reals, segments: &[Segment]) -> Result<Vec<f32>>;
@@ -393,6 +398,25 @@ pub struct Segment {
     pub range: Range<usize>,
     /// Values are held as `round(value * 2^exponent)`.
     pub exponent: i32,
+}
+
+/// Consecutive segments of a flat vector whose sums lie in a vector of their own, so that they can be reduced by themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket<'a> {
+    /// All segments of the flat vector.
+    pub segments: &'a [Segment],
+    /// Which of them are the bucket's.
+    pub members: Range<usize>,
+    /// Elements of the flat vector that the bucket's sums hold: those of its members, and what may lie between.
+    pub elements: Range<usize>,
+}
+
+impl<'a> Bucket<'a> {
+    /// The bucket of all segments of a vector of `len` elements.
+    #[must_use]
+    pub fn whole(segments: &'a [Segment], len: usize) -> Self {
+        Self { segments, members: 0..segments.len(), elements: 0..len }
+    }
 }
 
 /// Flag of [`Backend::accumulate_fixed`]: a NaN or an infinity.

@@ -30,8 +30,8 @@ pub mod conformance;
 pub mod reference;
 
 pub use contract::{
-    AdamW, AttentionShape, Backend, Direction, Dropout, FLAG_NOT_FINITE, GatedActivation, LoraPath, NormKind, Segment,
-    Target,
+    AdamW, AttentionShape, Backend, Bucket, Direction, Dropout, FLAG_NOT_FINITE, GatedActivation, LoraPath, NormKind,
+    Segment, Target,
 };
 pub use error::KernelError;
 pub use footprint::{Footprint, LowRank};

@@ -6,7 +6,7 @@
 use ballast_kernels::conformance::Source;
 use ballast_kernels::cpu::CpuBackend;
 use ballast_kernels::cuda::{CudaBackend, Storage};
-use ballast_kernels::{AdamW, Backend, Segment};
+use ballast_kernels::{AdamW, Backend, Bucket, Segment};
 
 fn cpu() -> CpuBackend {
     CpuBackend::new(2).unwrap()
@@ -42,13 +42,14 @@ fn segments(len: usize) -> Vec<Segment> {
 /// Sums and flags of two gradients, the gradient made of the sums, and the segments' magnitudes.
 fn fixed<B: Backend>(b: &B, len: usize) -> (Vec<i64>, Vec<i64>, Vec<u32>, Vec<u32>) {
     let segments = segments(len);
+    let whole = Bucket::whole(&segments, len);
     let (mut sums, mut flags) = (b.integers(len).unwrap(), b.integers(segments.len()).unwrap());
     for seed in [1, 2] {
         let gradient = b.upload_reals(&gradient(seed, len)).unwrap();
-        b.accumulate_fixed(&gradient, &segments, 48, &mut sums, &mut flags).unwrap();
+        b.accumulate_fixed(&gradient, &whole, 48, &mut sums, &mut flags).unwrap();
     }
     let mut mean = b.reals(len).unwrap();
-    b.fixed_to_gradient(&sums, &segments, 1371.0, &mut mean).unwrap();
+    b.fixed_to_gradient(&sums, &whole, 1371.0, &mut mean).unwrap();
     let largest = b.max_abs(&mean, &segments).unwrap();
     let (mut all_sums, mut all_flags) = (vec![0; len], vec![0; segments.len()]);
     b.read_integers(&sums, &mut all_sums).unwrap();

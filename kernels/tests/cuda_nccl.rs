@@ -11,7 +11,7 @@ use ballast_kernels::cuda::nccl::{
     Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member, Reduction,
 };
 use ballast_kernels::cuda::{CudaBackend, Storage};
-use ballast_kernels::{Backend, Segment};
+use ballast_kernels::{Backend, Bucket, Segment};
 use ranks::{LONG, N, Rank, SHORT, SOON, enqueue, on_ranks, watchdogs};
 use std::time::Instant;
 
@@ -69,6 +69,7 @@ fn reductions_are_in_order_with_the_backend() {
 fn in_order_with_the_backend(rank: &Rank) {
     let (b, mut communicator) = (&rank.backend, rank.join(LONG));
     let segments = [Segment { range: 0..N, exponent: 10 }];
+    let whole = Bucket::whole(&segments, N);
     let (mut sums, mut flags) = (b.integers(N).unwrap(), b.integers(1).unwrap());
     let mut aside = b.integers(N).unwrap();
     let mut total = 0.0;
@@ -76,15 +77,15 @@ fn in_order_with_the_backend(rank: &Rank) {
         let mine = f32::from(round) * (rank.member.rank as f32 + 1.0);
         let gradient = b.upload_reals(&[mine; N]).unwrap();
         b.clear_integers(&mut sums).unwrap();
-        b.accumulate_fixed(&gradient, &segments, 48, &mut sums, &mut flags).unwrap();
+        b.accumulate_fixed(&gradient, &whole, 48, &mut sums, &mut flags).unwrap();
         let mut batch = communicator.batch();
         enqueue(&mut batch, [&mut sums]);
         batch.enqueue(Reduction::max(&mut flags)).unwrap();
-        b.accumulate_fixed(&gradient, &segments, 48, &mut aside, &mut b.integers(1).unwrap()).unwrap();
+        b.accumulate_fixed(&gradient, &whole, 48, &mut aside, &mut b.integers(1).unwrap()).unwrap();
         let mut ticks = 0;
         batch.wait(|| ticks += 1).unwrap();
         let mut mean = b.reals(N).unwrap();
-        b.fixed_to_gradient(&sums, &segments, 3.0, &mut mean).unwrap();
+        b.fixed_to_gradient(&sums, &whole, 3.0, &mut mean).unwrap();
         assert_eq!(b.read_reals(&mean).unwrap(), [f32::from(round); N]);
         total += mine;
         assert_eq!((rank.read(&aside), ticks), (vec![(total * 1024.0) as i64; N], 2));

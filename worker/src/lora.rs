@@ -5,7 +5,7 @@
 
 use crate::WorkerError;
 use ballast_basemodel::{Architecture, Projection};
-use ballast_kernels::{Backend, Dropout, LoraPath, Philox, Segment};
+use ballast_kernels::{Backend, Bucket, Dropout, LoraPath, Philox, Segment};
 use ballast_proto::v1;
 use std::ops::Range;
 
@@ -18,6 +18,22 @@ pub struct LoraTensor {
     pub shape: [usize; 2],
     /// Its place in the flat vector.
     pub range: Range<usize>,
+}
+
+/// The tensors of one layer, which lie together: what is summed, and reduced, by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LayerTensors {
+    /// Their numbers among all.
+    pub(crate) tensors: Range<usize>,
+    /// Their elements of the flat vector.
+    pub(crate) elements: Range<usize>,
+}
+
+impl LayerTensors {
+    /// As a bucket of these segments, one for each tensor of the adapter.
+    pub(crate) fn bucket<'a>(&self, segments: &'a [Segment]) -> Bucket<'a> {
+        Bucket { segments, members: self.tensors.clone(), elements: self.elements.clone() }
+    }
 }
 
 /// The two tensors beside one linear layer, by their places in the flat vector.
@@ -36,6 +52,7 @@ pub struct LoraLayout {
     tensors: Vec<LoraTensor>,
     /// By module number; `None` where the layer has no adapter.
     modules: Vec<Option<LoraModule>>,
+    layers: Vec<LayerTensors>,
     parameters: usize,
 }
 
@@ -90,9 +107,11 @@ impl LoraLayout {
             dropout: lora.dropout as f32,
             tensors: Vec::new(),
             modules: Vec::new(),
+            layers: Vec::new(),
             parameters: 0,
         };
         for layer in 0..architecture.layers {
+            let (tensors, elements) = (layout.tensors.len(), layout.parameters);
             for projection in Projection::ALL {
                 let shape = targets.contains(&projection).then(|| architecture.projection_shape(projection));
                 let module = shape.map(|(out, inp)| LoraModule {
@@ -101,6 +120,8 @@ impl LoraLayout {
                 });
                 layout.modules.push(module);
             }
+            let (tensors, elements) = (tensors..layout.tensors.len(), elements..layout.parameters);
+            layout.layers.push(LayerTensors { tensors, elements });
         }
         Ok(layout)
     }
@@ -118,6 +139,11 @@ impl LoraLayout {
     #[must_use]
     pub fn tensors(&self) -> &[LoraTensor] {
         &self.tensors
+    }
+
+    /// What each layer has of them, in the order of the flat vector.
+    pub(crate) fn layers(&self) -> &[LayerTensors] {
+        &self.layers
     }
 
     /// Parameters in all.
@@ -268,6 +294,10 @@ mod tests {
             end = tensor.range.end;
         }
         assert_eq!(end, layout.parameters());
+        let [first, second] = layout.layers() else { panic!("{:?}", layout.layers()) };
+        assert_eq!((first.tensors.clone(), second.tensors.clone()), (0..4, 4..8));
+        assert_eq!((first.elements.start, second.elements.end), (0, end));
+        assert_eq!(first.elements.end, tensors[4].range.start);
     }
 
     #[test]

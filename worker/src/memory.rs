@@ -72,7 +72,7 @@ pub fn estimate<F: Footprint>(
     let (parameters, tensors) = (layout.parameters(), layout.tensors().len());
     let state = TrainingState::fresh(&*backend, layout, 0)?;
     // What exact sums take is not less than what fast ones do.
-    let _sums = StepSums::new(&*backend, Reduction::Exact, parameters, tensors)?;
+    let _sums = StepSums::new(&*backend, Reduction::Exact, layout)?;
     let mut gradient = backend.reals(parameters)?;
     let resident = backend.extent().in_use;
     backend.reserve();
@@ -112,7 +112,7 @@ fn forward_backward<F: Footprint>(
     let (hidden, tape) = decoder.forward(&pass, &scored, keep)?;
     let in_use = backend.extent().in_use;
     let (_, d_hidden) = sft::loss_and_gradient(decoder, &hidden, &vec![0; rows])?;
-    decoder.backward(&d_hidden, &pass, &scored, tape, gradient)?;
+    decoder.backward(&d_hidden, &pass, &scored, tape, gradient, &mut |_, _| Ok(()))?;
     Ok(in_use)
 }
 

@@ -4,7 +4,7 @@
 //! of who trained which micro-batch.
 
 use crate::WorkerError;
-use crate::collective::DeviceCollective;
+use crate::collective::{DeviceCollective, Reductions};
 use crate::exact::{self, Verdict};
 use crate::lora::{Adapter, DropoutKey, LoraLayout};
 use crate::model::{Batch, Decoder, Keep, Pass, Rows};
@@ -89,7 +89,7 @@ impl<B: Backend> Trainer<B> {
             progress,
             state: TrainingState::fresh(&*backend, &layout, run.seed)?,
             gradient: backend.reals(layout.parameters())?,
-            sums: StepSums::new(&*backend, run.reduction(), layout.parameters(), layout.tensors().len())?,
+            sums: StepSums::new(&*backend, run.reduction(), &layout)?,
             backend,
             decoder,
             layout,
@@ -108,13 +108,14 @@ impl<B: Backend> Trainer<B> {
         let micro_batches = self.check(shard)?;
         let mut clock = Clock::default();
         let mut exponents = self.state.exponents.clone();
-        let mut recomputed = 0;
+        let (progress, mut recomputed) = (self.progress.clone(), 0);
 
         loop {
-            self.progress.set_phase(Phase::Compute);
-            clock.compute(|| self.accumulate(shard, &micro_batches, &exponents))?;
-            self.progress.set_phase(Phase::Reduce);
-            clock.reduce(|| self.sums.reduce(&self.backend, collective))?;
+            progress.set_phase(Phase::Compute);
+            let reductions = clock.compute(|| self.accumulate(shard, &micro_batches, &exponents, collective))?;
+            progress.set_phase(Phase::Reduce);
+            clock.reduce(|| reductions.wait())?;
+            self.sums.read(&self.backend)?;
             match self.sums.flags().judge(&exponents) {
                 Verdict::Fits => break,
                 Verdict::TooLarge { exponents: lowered } => exponents = lowered,
@@ -159,39 +160,28 @@ impl<B: Backend> Trainer<B> {
         shard.micro_batches.iter().map(pack).collect::<Result<_, _>>().or_else(refuse)
     }
 
-    /// Forward and backward over this rank's micro-batches, whose gradients are added up.
-    fn accumulate(
-        &mut self,
+    /// Forward and backward over this rank's micro-batches, whose gradients are added up; returns what is under way then.
+    fn accumulate<'a>(
+        &'a mut self,
         shard: &StepShard,
         micro_batches: &[Packed],
         exponents: &[i32],
-    ) -> Result<(), WorkerError> {
-        self.sums.begin(&self.backend, shard, self.layout.segments(exponents))?;
-        for (packed, batch) in micro_batches.iter().zip(&shard.micro_batches) {
-            if packed.targets.is_empty() {
-                continue;
-            }
-            let loss = self.forward_backward(packed, shard.step)?;
-            self.sums.add(&self.backend, batch.index, &self.gradient, loss, packed.targets.len())?;
+        collective: &'a mut dyn DeviceCollective<B>,
+    ) -> Result<Box<dyn Reductions<'a, B> + 'a>, WorkerError> {
+        let Self { backend, decoder, layout, state, sums, gradient, progress, .. } = self;
+        let mut sums = sums.begin(backend, collective, shard, layout.segments(exponents))?;
+        let dropout = Some(DropoutKey { seed: self.seed, step: shard.step });
+        let adapter = Adapter { layout, parameters: &state.parameters, dropout };
+        let packed = micro_batches.iter().zip(&shard.micro_batches);
+        let mut scored = packed.filter(|(packed, _)| !packed.targets.is_empty()).peekable();
+        while let Some((packed, batch)) = scored.next() {
+            let last = scored.peek().is_none();
+            sums.begin_micro_batch()?;
+            let on_layer = &mut |layer, gradient: &B::Reals| sums.add_layer(layer, gradient, last);
+            let loss = forward_backward(decoder, packed, &adapter, self.keep, progress, gradient, on_layer)?;
+            sums.end_micro_batch(batch.index, loss, packed.targets.len())?;
         }
-        Ok(())
-    }
-
-    /// Leaves the gradient of a micro-batch's summed loss in `self.gradient`; returns that loss, in nats.
-    fn forward_backward(&mut self, packed: &Packed, step: u64) -> Result<f64, WorkerError> {
-        let backend = &*self.backend;
-        let batch = Batch::new(backend, &packed.ids, &packed.layout)?;
-        let rows = Rows::new(backend, &packed.rows)?;
-        let adapter = Adapter {
-            layout: &self.layout,
-            parameters: &self.state.parameters,
-            dropout: Some(DropoutKey { seed: self.seed, step }),
-        };
-        let pass = Pass { batch: &batch, adapter: Some(&adapter), progress: &self.progress };
-        let (hidden, tape) = self.decoder.forward(&pass, &rows, self.keep)?;
-        let (losses, d_hidden) = sft::loss_and_gradient(&self.decoder, &hidden, &packed.targets)?;
-        self.decoder.backward(&d_hidden, &pass, &rows, tape, &mut self.gradient)?;
-        Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
+        sums.finish()
     }
 
     /// Turns the reduced sums into the mean gradient and updates the adapter with it.
@@ -281,6 +271,27 @@ impl<B: Backend> Trainer<B> {
     pub fn progress(&self) -> &Progress {
         &self.progress
     }
+}
+
+/// Leaves the gradient of a micro-batch's summed loss in `gradient`, telling of each layer as it is there; returns that loss,
+/// in nats.
+fn forward_backward<B: Backend>(
+    decoder: &Decoder<B>,
+    packed: &Packed,
+    adapter: &Adapter<'_, B>,
+    keep: Keep,
+    progress: &Progress,
+    gradient: &mut B::Reals,
+    on_layer: &mut dyn FnMut(usize, &B::Reals) -> Result<(), WorkerError>,
+) -> Result<f64, WorkerError> {
+    let backend = &**decoder.backend();
+    let batch = Batch::new(backend, &packed.ids, &packed.layout)?;
+    let rows = Rows::new(backend, &packed.rows)?;
+    let pass = Pass { batch: &batch, adapter: Some(adapter), progress };
+    let (hidden, tape) = decoder.forward(&pass, &rows, keep)?;
+    let (losses, d_hidden) = sft::loss_and_gradient(decoder, &hidden, &packed.targets)?;
+    decoder.backward(&d_hidden, &pass, &rows, tape, gradient, on_layer)?;
+    Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
 }
 
 /// One recomputation suffices: the flags say by how much every value was too large, and the values are the same again.

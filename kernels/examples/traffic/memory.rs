@@ -3,7 +3,7 @@
 use crate::case::{Case, Kernel, Size, matrix};
 use ballast_kernels::cuda::{CudaBackend, IndexVector, Storage};
 use ballast_kernels::{
-    AdamW, Backend, Direction, GatedActivation, KernelError, NormKind, PackedLayout, Segment, Target,
+    AdamW, Backend, Bucket, Direction, GatedActivation, KernelError, NormKind, PackedLayout, Segment, Target,
 };
 
 const HEAD: usize = 64;
@@ -126,10 +126,10 @@ pub(crate) fn flat_cases(size: Size) -> Vec<Case> {
     vec![
         Case::new("accumulate_fixed", &[len], kernel("fixed_accumulate", 20), move |b| {
             let (mut sums, mut flags) = (b.integers(len)?, b.integers(1)?);
-            b.accumulate_fixed(&b.reals(len)?, &segments(), 40, &mut sums, &mut flags)
+            b.accumulate_fixed(&b.reals(len)?, &Bucket::whole(&segments(), len), 40, &mut sums, &mut flags)
         }),
         Case::new("fixed_to_gradient", &[len], kernel("fixed_to_gradient", 12), move |b| {
-            b.fixed_to_gradient(&b.integers(len)?, &segments(), 3.0, &mut b.reals(len)?)
+            b.fixed_to_gradient(&b.integers(len)?, &Bucket::whole(&segments(), len), 3.0, &mut b.reals(len)?)
         }),
         Case::new("max_abs", &[len], kernel("fixed_max_abs", 4), move |b| {
             b.max_abs(&b.reals(len)?, &segments()).map(drop)
@@ -142,7 +142,7 @@ pub(crate) fn flat_cases(size: Size) -> Vec<Case> {
             b.adamw(&mut state()?, &state()?, &mut state()?, &mut state()?, &SETTINGS)
         }),
         Case::new("add_scaled", &[len], kernel("add_scaled", 12), move |b| {
-            b.add_scaled(&mut b.reals(len)?, 0.5, &b.reals(len)?)
+            b.add_scaled(&mut b.reals(len)?, 0.5, &b.reals(len)?, 0)
         }),
     ]
 }

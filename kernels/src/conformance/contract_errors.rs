@@ -3,8 +3,8 @@
 use super::ok;
 use super::source::{poisoned, poisoned_reals};
 use crate::{
-    AdamW, AttentionShape, Backend, Direction, GatedActivation, KernelError, LoraPath, NormKind, PackedLayout, Segment,
-    Target,
+    AdamW, AttentionShape, Backend, Bucket, Direction, GatedActivation, KernelError, LoraPath, NormKind, PackedLayout,
+    Segment, Target,
 };
 
 /// The call failed with a shape error that names the operation.
@@ -106,11 +106,31 @@ fn optimizer<B: Backend>(b: &B) {
         [segment(0..5, 0), segment(5..11, 0)],
         [segment(0..5, 0), segment(5..10, 2000)],
     ] {
-        refused("accumulate_fixed", b.accumulate_fixed(&gradient, &segments, 40, &mut sums, &mut flags));
+        refused(
+            "accumulate_fixed",
+            b.accumulate_fixed(&gradient, &Bucket::whole(&segments, 10), 40, &mut sums, &mut flags),
+        );
     }
     let sound = [segment(0..5, 0), segment(5..10, 0)];
-    refused("accumulate_fixed", b.accumulate_fixed(&gradient, &sound, 63, &mut sums, &mut flags));
-    refused("accumulate_fixed", b.accumulate_fixed(&gradient, &sound[..1], 40, &mut sums, &mut flags));
+    refused("accumulate_fixed", b.accumulate_fixed(&gradient, &Bucket::whole(&sound, 10), 63, &mut sums, &mut flags));
+    refused(
+        "accumulate_fixed",
+        b.accumulate_fixed(&gradient, &Bucket::whole(&sound[..1], 10), 40, &mut sums, &mut flags),
+    );
+    let whole = Bucket::whole(&sound, 10);
+    for bucket in [
+        Bucket { members: 1..3, ..whole.clone() },
+        Bucket { members: 0..1, elements: 1..11, ..whole.clone() },
+        Bucket { elements: 5..15, ..whole.clone() },
+        Bucket { members: 1..2, elements: 5..10, ..whole.clone() },
+    ] {
+        refused("accumulate_fixed", b.accumulate_fixed(&gradient, &bucket, 40, &mut sums, &mut flags));
+        refused("fixed_to_gradient", b.fixed_to_gradient(&sums, &bucket, 1.0, &mut ok(b.reals(10))));
+    }
+    let mut part = poisoned_reals(b, 4);
+    refused("add_scaled", b.add_scaled(&mut part, 1.0, &gradient, 7));
+    refused("copy_reals", b.copy_reals(&gradient, &mut part, 0));
+    refused("copy_reals", b.copy_reals(&part, &mut ok(b.reals(10)), 7));
     let settings = AdamW {
         learning_rate: 1.0,
         beta1: 0.9,

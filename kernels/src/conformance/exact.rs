@@ -1,7 +1,7 @@
 //! Fixed point: every integer and every flag must be right.
 
 use super::{Source, ok};
-use crate::{Backend, FLAG_NOT_FINITE, Segment, reference};
+use crate::{Backend, Bucket, FLAG_NOT_FINITE, Segment, reference};
 
 /// Accumulates `gradient` on `sums` that start at `start`; returns sums and flags.
 fn accumulate<B: Backend>(
@@ -16,7 +16,7 @@ fn accumulate<B: Backend>(
     ok(b.write_integers(&mut sums, &vec![start; gradient.len()]));
     ok(b.write_integers(&mut device_flags, flags));
     let vector = ok(b.upload_reals(gradient));
-    ok(b.accumulate_fixed(&vector, segments, limit_bits, &mut sums, &mut device_flags));
+    ok(b.accumulate_fixed(&vector, &Bucket::whole(segments, gradient.len()), limit_bits, &mut sums, &mut device_flags));
     let (mut got, mut got_flags) = (vec![0; gradient.len()], vec![0; segments.len()]);
     ok(b.read_integers(&sums, &mut got));
     ok(b.read_integers(&device_flags, &mut got_flags));
@@ -27,6 +27,7 @@ pub(super) fn check<B: Backend>(b: &B) {
     rounding(b);
     flags(b);
     many_segments(b);
+    buckets(b);
     back_to_gradients(b);
     largest(b);
 }
@@ -106,13 +107,58 @@ fn many_segments<B: Backend>(b: &B) {
     }
 }
 
+/// Buckets together do what the whole does, and each touches what is its own alone.
+fn buckets<B: Backend>(b: &B) {
+    let bounds = [0, 7, 7, 5000, 5001, 9100, 20_000, 20_013];
+    let segment = |(i, bounds): (usize, &[usize])| Segment { range: bounds[0]..bounds[1], exponent: 20 + i as i32 };
+    let segments: Vec<Segment> = bounds.windows(2).enumerate().map(segment).collect();
+    let len = 20_013;
+    let mut gradient = Source::new(9).floats(len, 1.0);
+    // Met by segments of two different buckets.
+    (gradient[3], gradient[9000]) = (f32::NAN, 2.0_f32.powi(40));
+    let (whole, whole_flags) = accumulate(b, &gradient, &segments, 40, 5, &[0; 7]);
+    let vector = ok(b.upload_reals(&gradient));
+    let (mut flags, mut mean) = (ok(b.integers(7)), ok(b.upload_reals(&vec![0.25; len])));
+    let mut want = vec![0.25; len];
+    for (done, members) in [4..7, 1..3, 0..1, 3..4].into_iter().enumerate() {
+        let elements = bounds[members.start]..bounds[members.end];
+        let bucket = Bucket { segments: &segments, members: members.clone(), elements: elements.clone() };
+        let mut sums = ok(b.integers(elements.len()));
+        ok(b.write_integers(&mut sums, &vec![5; elements.len()]));
+        ok(b.accumulate_fixed(&vector, &bucket, 40, &mut sums, &mut flags));
+        let mut got = vec![0; elements.len()];
+        ok(b.read_integers(&sums, &mut got));
+        for (i, (got, want)) in got.iter().zip(&whole[elements.clone()]).enumerate() {
+            // A flagged segment's sums are unspecified.
+            let at = elements.start + i;
+            let flagged = segments.iter().zip(&whole_flags).any(|(s, &flag)| flag > 0 && s.range.contains(&at));
+            assert!(flagged || got == want, "element {at}");
+        }
+        let mut met = vec![0; 7];
+        ok(b.read_integers(&flags, &mut met));
+        let mine = |i: usize| [4..7, 1..3, 0..1, 3..4][..=done].iter().any(|members| members.contains(&i));
+        let so_far: Vec<i64> =
+            whole_flags.iter().enumerate().map(|(i, &flag)| if mine(i) { flag } else { 0 }).collect();
+        assert_eq!(met, so_far);
+
+        ok(b.fixed_to_gradient(&sums, &bucket, 3.0, &mut mean));
+        for segment in &segments[members] {
+            for i in segment.range.clone() {
+                want[i] = reference::from_fixed(got[i - elements.start], segment.exponent, 3.0);
+            }
+        }
+        assert_eq!(ok(b.read_reals(&mean)), want);
+    }
+    assert!(whole_flags[0] == FLAG_NOT_FINITE && whole_flags[4] > 0);
+}
+
 fn back_to_gradients<B: Backend>(b: &B) {
     let values: Vec<i64> = vec![0, 1, -1, 3, i64::MAX / 2, -(1 << 62), 123_456_789_012_345, -7];
     let segments = [Segment { range: 0..5, exponent: 30 }, Segment { range: 5..8, exponent: -12 }];
     let mut sums = ok(b.integers(values.len()));
     ok(b.write_integers(&mut sums, &values));
     let mut gradient = ok(b.reals(values.len()));
-    ok(b.fixed_to_gradient(&sums, &segments, 1371.0, &mut gradient));
+    ok(b.fixed_to_gradient(&sums, &Bucket::whole(&segments, values.len()), 1371.0, &mut gradient));
     let got = ok(b.read_reals(&gradient));
     for segment in &segments {
         for i in segment.range.clone() {

@@ -32,9 +32,10 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
             all.push(Comparison::real(format!("adamw {name}, {len}"), ok(b.read_reals(got)), want, 8.0));
         }
         let ((mut sum, x), (y, y_values)) = (source.vector(b, len, 1.0), source.vector(b, len, 1.0));
-        ok(b.add_scaled(&mut sum, 0.37, &y));
+        ok(b.add_scaled(&mut sum, 0.37, &y, 0));
         let want = x.iter().zip(&y_values).map(|(x, y)| x + f64::from(0.37_f32) * y).collect();
         all.push(Comparison::real(format!("add_scaled {len}"), ok(b.read_reals(&sum)), want, 2.0));
+        parts(b, &mut all, (&x, &mut sum), (&y_values, &y));
 
         let (x, values) = source.vector(b, len, 3.0);
         let norm = ok(b.squared_norm(&x));
@@ -44,4 +45,25 @@ pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
         all.push(Comparison::real(format!("squared_norm {len}"), vec![norm as f32], vec![want], 1.0));
     }
     all
+}
+
+/// A stretch of a vector is added to a part, and a part is copied over it.
+fn parts<B: Backend>(
+    b: &B,
+    all: &mut Vec<Comparison>,
+    (x, whole): (&[f64], &mut B::Reals),
+    (y_values, y): (&[f64], &B::Reals),
+) {
+    let (first, end) = (x.len() / 3, x.len() - x.len() / 4);
+    let start: Vec<f32> = x[..end - first].iter().map(|&x| x as f32).collect();
+    let mut part = ok(b.upload_reals(&start));
+    ok(b.add_scaled(&mut part, -1.5, y, first));
+    let want: Vec<f64> = x.iter().zip(&y_values[first..end]).map(|(x, y)| x - 1.5 * y).collect();
+    let got = ok(b.read_reals(&part));
+    all.push(Comparison::real(format!("add_scaled {first}..{end}"), got.clone(), want, 2.0));
+
+    let mut want = ok(b.read_reals(whole));
+    ok(b.copy_reals(&part, whole, first));
+    want[first..end].copy_from_slice(&got);
+    assert_eq!(ok(b.read_reals(whole)), want, "copy_reals {first}..{end}");
 }

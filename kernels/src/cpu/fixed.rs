@@ -4,7 +4,7 @@ use super::CpuBackend;
 use super::buffers::{IntegerVector, Vector};
 use super::check::{self, length};
 use super::simd::{LANES, vectorized};
-use crate::contract::{FLAG_NOT_FINITE, Result, Segment};
+use crate::contract::{Bucket, FLAG_NOT_FINITE, Result, Segment};
 
 /// Elements of a piece of work.
 const PIECE: usize = 1 << 14;
@@ -81,9 +81,10 @@ fn flag(largest: f64, limit_bits: u32) -> i64 {
     ceil - i64::from(limit_bits)
 }
 
-/// Cuts `data` into the pieces of its segments, each with its segment's number and offset in `data`.
-fn pieces<'a, T>(mut data: &'a mut [T], segments: &[Segment]) -> Vec<(usize, usize, &'a mut [T])> {
-    let (mut pieces, mut position) = (Vec::new(), 0);
+/// Cuts `data`, the elements of a flat vector from `position` on, into the pieces of these segments, each with its segment's
+/// number among them and its offset in the flat vector.
+fn pieces<'a, T>(mut data: &'a mut [T], mut position: usize, segments: &[Segment]) -> Vec<(usize, usize, &'a mut [T])> {
+    let mut pieces = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
         data = &mut data[segment.range.start - position..];
         position = segment.range.start;
@@ -111,17 +112,18 @@ fn batches<T>(pieces: Vec<T>, threads: usize) -> Vec<Vec<T>> {
 pub(crate) fn accumulate(
     b: &CpuBackend,
     gradient: &Vector,
-    segments: &[Segment],
+    bucket: &Bucket<'_>,
     limit_bits: u32,
     sums: &mut IntegerVector,
     flags: &mut IntegerVector,
 ) -> Result<()> {
     let operation = "accumulate_fixed";
-    length(operation, "sums", sums.values.len(), gradient.len())?;
-    length(operation, "flags", flags.values.len(), segments.len())?;
-    check::segments(operation, segments, gradient.len())?;
+    check::bucket(operation, bucket, gradient.len(), sums.values.len())?;
+    length(operation, "flags", flags.values.len(), bucket.segments.len())?;
     check::limit_bits(operation, limit_bits)?;
-    let pieces = pieces(&mut sums.values, segments);
+    let segments = &bucket.segments[bucket.members.clone()];
+    let flags = &mut flags.values[bucket.members.clone()];
+    let pieces = pieces(&mut sums.values, bucket.elements.start, segments);
     let mut met: Vec<(usize, f64)> = pieces.iter().map(|(number, _, _)| (*number, 0.0)).collect();
     let work = batches(pieces.into_iter().zip(&mut met).collect(), b.threads.count());
     b.threads.for_each(work, |batch| {
@@ -131,7 +133,7 @@ pub(crate) fn accumulate(
         }
     });
     for (number, largest) in met {
-        let slot = &mut flags.values[number];
+        let slot = &mut flags[number];
         *slot = (*slot).max(flag(largest, limit_bits));
     }
     Ok(())
@@ -140,16 +142,17 @@ pub(crate) fn accumulate(
 pub(crate) fn to_gradient(
     b: &CpuBackend,
     sums: &IntegerVector,
-    segments: &[Segment],
+    bucket: &Bucket<'_>,
     divisor: f64,
     gradient: &mut Vector,
 ) -> Result<()> {
-    length("fixed_to_gradient", "sums", sums.values.len(), gradient.len())?;
-    check::segments("fixed_to_gradient", segments, gradient.len())?;
-    let work = batches(pieces(gradient.data_mut(), segments), b.threads.count());
+    check::bucket("fixed_to_gradient", bucket, gradient.len(), sums.values.len())?;
+    let (segments, first) = (&bucket.segments[bucket.members.clone()], bucket.elements.start);
+    let work = batches(pieces(gradient.data_mut(), 0, segments), b.threads.count());
     b.threads.for_each(work, |batch: Vec<(usize, usize, &mut [f32])>| {
         for (number, start, out) in batch {
-            to_floats(&sums.values[start..start + out.len()], power_of_two(-segments[number].exponent), divisor, out);
+            let sums = &sums.values[start - first..][..out.len()];
+            to_floats(sums, power_of_two(-segments[number].exponent), divisor, out);
         }
     });
     Ok(())

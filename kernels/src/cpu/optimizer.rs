@@ -2,7 +2,7 @@
 
 use super::CpuBackend;
 use super::buffers::Vector;
-use super::check::{self, length};
+use super::check;
 use super::simd::vectorized;
 use crate::adamw::Factors;
 use crate::contract::{AdamW, Result};
@@ -51,10 +51,16 @@ pub(crate) fn adamw(
     Ok(())
 }
 
-pub(crate) fn add_scaled(b: &CpuBackend, x: &mut Vector, scale: f32, y: &Vector) -> Result<()> {
-    length("add_scaled", "y", y.len(), x.len())?;
+pub(crate) fn add_scaled(b: &CpuBackend, x: &mut Vector, scale: f32, y: &Vector, first: usize) -> Result<()> {
+    check::stretch("add_scaled", first, x.len(), y.len())?;
     let piece = b.threads.rows_per_piece(x.len(), 1);
-    let items = x.data_mut().chunks_mut(piece).zip(y.data().chunks(piece)).collect();
+    let items = x.data_mut().chunks_mut(piece).zip(y.data()[first..].chunks(piece)).collect();
     b.threads.for_each(items, |(x, y): (&mut [f32], &[f32])| add_product(x, scale, y));
+    Ok(())
+}
+
+pub(crate) fn copy(from: &Vector, to: &mut Vector, first: usize) -> Result<()> {
+    check::stretch("copy_reals", first, from.len(), to.len())?;
+    to.data_mut()[first..first + from.len()].copy_from_slice(from.data());
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::weights::{FrozenLinear, RotaryTable, Table};
 use super::{CudaBackend, attention, fixed, gated, head, linear, norm, optimizer, rotary, rows};
 use crate::PackedLayout;
 use crate::contract::{
-    AdamW, AttentionShape, Backend, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
+    AdamW, AttentionShape, Backend, Bucket, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
 };
 
 impl Backend for CudaBackend {
@@ -283,26 +283,30 @@ impl Backend for CudaBackend {
     fn accumulate_fixed(
         &self,
         gradient: &Vector,
-        segments: &[Segment],
+        bucket: &Bucket<'_>,
         limit_bits: u32,
         sums: &mut IntegerVector,
         flags: &mut IntegerVector,
     ) -> Result<()> {
-        fixed::accumulate(self, gradient, segments, limit_bits, sums, flags)
+        fixed::accumulate(self, gradient, bucket, limit_bits, sums, flags)
     }
 
     fn fixed_to_gradient(
         &self,
         sums: &IntegerVector,
-        segments: &[Segment],
+        bucket: &Bucket<'_>,
         divisor: f64,
         gradient: &mut Vector,
     ) -> Result<()> {
-        fixed::to_gradient(self, sums, segments, divisor, gradient)
+        fixed::to_gradient(self, sums, bucket, divisor, gradient)
     }
 
-    fn add_scaled(&self, x: &mut Vector, scale: f32, y: &Vector) -> Result<()> {
-        optimizer::add_scaled(self, x, scale, y)
+    fn add_scaled(&self, x: &mut Vector, scale: f32, y: &Vector, first: usize) -> Result<()> {
+        optimizer::add_scaled(self, x, scale, y, first)
+    }
+
+    fn copy_reals(&self, from: &Vector, to: &mut Vector, first: usize) -> Result<()> {
+        optimizer::copy(self, from, to, first)
     }
 
     fn max_abs(&self, vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {

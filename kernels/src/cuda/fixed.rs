@@ -4,12 +4,14 @@ use super::buffers::{IntegerVector, Vector};
 use super::check::{self, ensure, length};
 use super::memory::Buffer;
 use super::{Arg, CudaBackend, Grid};
-use crate::contract::{Result, Segment};
+use crate::contract::{Bucket, Result, Segment};
 use crate::free_list::rounded;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Threads of a block of fixed.cu.
 const THREADS: u32 = 256;
+/// Words of a piece in the table.
+const WORDS: usize = 4;
 /// Most elements of a piece: one block's work.
 const PIECE: usize = 1 << 12;
 /// Elements whose squares are summed by sixteen lanes. Part of the norm's definition, and the CPU's too.
@@ -22,6 +24,8 @@ const LANES: usize = 16;
 struct Pieces {
     table: Buffer,
     count: usize,
+    /// For each segment the number of its first piece; then their number.
+    first_of: Vec<usize>,
 }
 
 /// Tables made before: the same segments come back with every micro-batch, and change once a step.
@@ -31,7 +35,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// How many are remembered: sums, gradients and magnitudes may each come with segments of their own.
+    /// How many are remembered: a step's, and those of the step before.
     const MOST: usize = 4;
 
     fn pieces(&self, b: &CudaBackend, segments: &[Segment]) -> Result<Arc<Pieces>> {
@@ -39,8 +43,9 @@ impl Tables {
         if let Some((_, pieces)) = recent.iter().find(|(known, _)| known == segments) {
             return Ok(Arc::clone(pieces));
         }
-        let table = cut(segments);
-        let pieces = Arc::new(Pieces { count: table.len() / 4, table: b.upload(&table, "a table of segments")? });
+        let (table, first_of) = cut(segments);
+        let count = table.len() / WORDS;
+        let pieces = Arc::new(Pieces { count, table: b.upload(&table, "a table of segments")?, first_of });
         if recent.len() == Self::MOST {
             recent.remove(0);
         }
@@ -52,68 +57,78 @@ impl Tables {
 /// Bytes of the tables that are remembered, for so many segments of a vector of `elements` elements.
 pub(super) fn tables_bytes(elements: usize, segments: usize) -> usize {
     let pieces = elements.div_ceil(PIECE) + segments;
-    Tables::MOST * rounded(4 * pieces * size_of::<u32>())
+    Tables::MOST * rounded(WORDS * pieces * size_of::<u32>())
 }
 
-/// The table of [`Pieces`].
-fn cut(segments: &[Segment]) -> Vec<u32> {
-    let mut table = Vec::new();
+/// The table of [`Pieces`], and each segment's first.
+fn cut(segments: &[Segment]) -> (Vec<u32>, Vec<usize>) {
+    let (mut table, mut first_of) = (Vec::new(), vec![0]);
     for (number, segment) in segments.iter().enumerate() {
         for start in segment.range.clone().step_by(PIECE) {
             let elements = PIECE.min(segment.range.end - start);
             table.extend([start as u32, elements as u32, segment.exponent as u32, number as u32]);
         }
+        first_of.push(table.len() / WORDS);
     }
-    table
+    (table, first_of)
 }
 
-/// Checks the segments of a vector of `len` elements and finds their pieces.
+/// The pieces of sound segments of a vector of `len` elements.
 fn pieces(operation: &'static str, b: &CudaBackend, segments: &[Segment], len: usize) -> Result<Arc<Pieces>> {
-    check::segments(operation, segments, len)?;
     ensure(u32::try_from(len).is_ok(), operation, || format!("{len} elements, of which tables hold 32 bits"))?;
     b.tables.pieces(b, segments)
 }
 
+/// Where a sound bucket's pieces lie in the table, and how many they are.
+fn of_bucket(pieces: &Pieces, bucket: &Bucket<'_>) -> (Arg, usize) {
+    let (first, end) = (pieces.first_of[bucket.members.start], pieces.first_of[bucket.members.end]);
+    (Arg::Ptr(pieces.table.ptr() + (first * WORDS * size_of::<u32>()) as u64), end - first)
+}
+
 /// A block a piece.
-fn launch(b: &CudaBackend, kernel: &str, pieces: &Pieces, args: &[Arg]) -> Result<()> {
-    b.launch("fixed", kernel, false, Grid::rows(pieces.count, THREADS), args)
+fn launch(b: &CudaBackend, kernel: &str, pieces: usize, args: &[Arg]) -> Result<()> {
+    b.launch("fixed", kernel, false, Grid::rows(pieces, THREADS), args)
 }
 
 pub(super) fn accumulate(
     b: &CudaBackend,
     gradient: &Vector,
-    segments: &[Segment],
+    bucket: &Bucket<'_>,
     limit_bits: u32,
     sums: &mut IntegerVector,
     flags: &mut IntegerVector,
 ) -> Result<()> {
     let operation = "accumulate_fixed";
-    length(operation, "sums", sums.len, gradient.len())?;
-    length(operation, "flags", flags.len, segments.len())?;
+    check::bucket(operation, bucket, gradient.len(), sums.len)?;
+    length(operation, "flags", flags.len, bucket.segments.len())?;
     check::limit_bits(operation, limit_bits)?;
-    let pieces = pieces(operation, b, segments, gradient.len())?;
-    let args = [gradient.into(), (&pieces.table).into(), limit_bits.into(), sums.into(), flags.into()];
-    launch(b, "fixed_accumulate", &pieces, &args)
+    let pieces = pieces(operation, b, bucket.segments, gradient.len())?;
+    let ((table, count), first) = (of_bucket(&pieces, bucket), bucket.elements.start as u64);
+    let args = [gradient.into(), table, limit_bits.into(), first.into(), sums.into(), flags.into()];
+    launch(b, "fixed_accumulate", count, &args)
 }
 
 pub(super) fn to_gradient(
     b: &CudaBackend,
     sums: &IntegerVector,
-    segments: &[Segment],
+    bucket: &Bucket<'_>,
     divisor: f64,
     gradient: &mut Vector,
 ) -> Result<()> {
-    length("fixed_to_gradient", "sums", sums.len, gradient.len())?;
-    let pieces = pieces("fixed_to_gradient", b, segments, gradient.len())?;
-    launch(b, "fixed_to_gradient", &pieces, &[sums.into(), (&pieces.table).into(), divisor.into(), gradient.into()])
+    let operation = "fixed_to_gradient";
+    check::bucket(operation, bucket, gradient.len(), sums.len)?;
+    let pieces = pieces(operation, b, bucket.segments, gradient.len())?;
+    let ((table, count), first) = (of_bucket(&pieces, bucket), bucket.elements.start as u64);
+    launch(b, operation, count, &[sums.into(), table, first.into(), divisor.into(), gradient.into()])
 }
 
 /// Infinity where a segment holds a NaN.
 pub(super) fn max_abs(b: &CudaBackend, vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {
+    check::segments("max_abs", segments, vector.len())?;
     let pieces = pieces("max_abs", b, segments, vector.len())?;
     let mut largest = vec![0.0_f32; segments.len()];
     let found = b.zeros(size_of_val(&largest[..]), "the largest magnitudes")?;
-    launch(b, "fixed_max_abs", &pieces, &[vector.into(), (&pieces.table).into(), (&found).into()])?;
+    launch(b, "fixed_max_abs", pieces.count, &[vector.into(), (&pieces.table).into(), (&found).into()])?;
     b.download(&found, &mut largest)?;
     Ok(largest)
 }
@@ -138,6 +153,6 @@ mod tests {
         let piece = PIECE as u32;
         let minus_seven = -7_i32 as u32;
         let want = [[5, piece, minus_seven, 1], [5 + piece, piece, minus_seven, 1], [5 + 2 * piece, 1, minus_seven, 1]];
-        assert_eq!(cut(&segments), want.concat());
+        assert_eq!(cut(&segments), (want.concat(), vec![0, 0, 3]));
     }
 }

@@ -3,7 +3,7 @@
 use super::{DryRun, Held, Linear, Matrix, Table, Vector};
 use crate::PackedLayout;
 use crate::contract::{
-    AdamW, AttentionShape, Backend, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
+    AdamW, AttentionShape, Backend, Bucket, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
 };
 use crate::footprint::{Footprint, LowRank};
 use std::sync::Arc;
@@ -268,15 +268,19 @@ impl<F: Footprint> Backend for DryRun<F> {
         self.scratch(&self.footprint.attention(q.rows, shape))
     }
 
-    fn accumulate_fixed(&self, _: &Vector, _: &[Segment], _: u32, _: &mut Vector, _: &mut Vector) -> Result<()> {
+    fn accumulate_fixed(&self, _: &Vector, _: &Bucket<'_>, _: u32, _: &mut Vector, _: &mut Vector) -> Result<()> {
         Ok(())
     }
 
-    fn fixed_to_gradient(&self, _: &Vector, _: &[Segment], _: f64, _: &mut Vector) -> Result<()> {
+    fn fixed_to_gradient(&self, _: &Vector, _: &Bucket<'_>, _: f64, _: &mut Vector) -> Result<()> {
         Ok(())
     }
 
-    fn add_scaled(&self, _: &mut Vector, _: f32, _: &Vector) -> Result<()> {
+    fn add_scaled(&self, _: &mut Vector, _: f32, _: &Vector, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn copy_reals(&self, _: &Vector, _: &mut Vector, _: usize) -> Result<()> {
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! Collectives as the trainer sees them: of numbers where the backend has them.
+//! Collectives as the trainer sees them: of numbers where the backend has them, under way while it goes on computing.
 
 use super::{Collective, CollectiveError};
 use crate::WorkerError;
@@ -14,46 +14,104 @@ pub enum Operand<'a, B: Backend> {
     SumReals(&'a mut B::Reals),
 }
 
-/// Reductions over the ranks of one generation, of a backend's own vectors. Blocking: called from the compute thread.
+/// Reductions over the ranks of one generation, of a backend's own vectors.
 pub trait DeviceCollective<B: Backend>: Send {
-    /// Reduces all operands; returns when the host has seen every reduction succeed and the generation is alive. All
-    /// ranks reduce the same operands, of equal length, in the same order.
+    /// Begins reductions that are waited for together.
+    fn begin<'a>(&'a mut self, backend: &'a B) -> Box<dyn Reductions<'a, B> + 'a>;
+}
+
+/// Reductions under way. All ranks enqueue the same operands, of equal length, in the same order.
+///
+/// Dropped before they were waited for, or after an error, they leave the collective broken for good and their operands
+/// full of garbage.
+pub trait Reductions<'a, B: Backend> {
+    /// Enqueues a reduction of what the operand will be once the backend has done all that was asked of it so far. The caller
+    /// goes on at once: other ranks may come as late as they like.
+    ///
+    /// # Errors
+    /// As [`Reductions::wait`].
+    fn enqueue(&mut self, operand: Operand<'a, B>) -> Result<(), WorkerError>;
+
+    /// Returns when the host has seen every reduction succeed and the generation is alive. Blocking: called from the
+    /// compute thread.
     ///
     /// # Errors
     /// When a peer is lost, silent too long or malformed, when the generation was aborted, and when the device fails.
-    /// Then the collective is broken for good, and all operands hold garbage.
-    fn all_reduce(&mut self, backend: &B, operands: Vec<Operand<'_, B>>) -> Result<(), WorkerError>;
+    fn wait(self: Box<Self>) -> Result<(), WorkerError>;
 }
 
-/// A collective of host memory serves every backend: numbers come to the host, are reduced there, and go back.
+/// A collective of host memory serves every backend: numbers come to the host, are reduced there, and go back. It needs the
+/// compute thread, so nothing of it overlaps; all operands travel as one.
 impl<B: Backend, C: Collective + ?Sized> DeviceCollective<B> for C {
-    fn all_reduce(&mut self, backend: &B, operands: Vec<Operand<'_, B>>) -> Result<(), WorkerError> {
-        if self.world_size() == 1 {
+    fn begin<'a>(&'a mut self, backend: &'a B) -> Box<dyn Reductions<'a, B> + 'a> {
+        Box::new(ThroughHost { backend, collective: self, sums: Vec::new(), maxima: Vec::new(), reals: Vec::new() })
+    }
+}
+
+struct ThroughHost<'a, B: Backend, C: ?Sized> {
+    backend: &'a B,
+    collective: &'a mut C,
+    sums: Vec<&'a mut B::Integers>,
+    maxima: Vec<&'a mut B::Integers>,
+    reals: Vec<&'a mut B::Reals>,
+}
+
+impl<'a, B: Backend, C: Collective + ?Sized> Reductions<'a, B> for ThroughHost<'a, B, C> {
+    fn enqueue(&mut self, operand: Operand<'a, B>) -> Result<(), WorkerError> {
+        match operand {
+            Operand::Sum(values) => self.sums.push(values),
+            Operand::Max(values) => self.maxima.push(values),
+            Operand::SumReals(values) => self.reals.push(values),
+        }
+        Ok(())
+    }
+
+    fn wait(self: Box<Self>) -> Result<(), WorkerError> {
+        let Self { backend, collective, mut sums, mut maxima, mut reals } = *self;
+        if collective.world_size() == 1 {
             return Ok(());
         }
-        for operand in operands {
-            match operand {
-                Operand::Sum(values) => through_host(backend, values, |host| self.all_reduce_sum(host))?,
-                Operand::Max(values) => through_host(backend, values, |host| self.all_reduce_max(host))?,
-                Operand::SumReals(values) => {
-                    let mut host = backend.read_reals(values)?;
-                    self.all_reduce_sum_reals(&mut host)?;
-                    backend.write_reals(values, &host)?;
-                }
-            }
+        integers(backend, &mut maxima, |host| collective.all_reduce_max(host))?;
+        integers(backend, &mut sums, |host| collective.all_reduce_sum(host))?;
+        if reals.is_empty() {
+            return Ok(());
+        }
+        let parts = reals.iter().map(|part| backend.read_reals(part)).collect::<Result<Vec<_>, _>>()?;
+        let mut host = parts.concat();
+        collective.all_reduce_sum_reals(&mut host)?;
+        let mut rest = &host[..];
+        for (part, own) in reals.iter_mut().zip(parts) {
+            let (values, after) = rest.split_at(own.len());
+            backend.write_reals(part, values)?;
+            rest = after;
         }
         Ok(())
     }
 }
 
-/// Brings a vector of integers to the host, reduces it there and puts it back.
-fn through_host<B: Backend>(
+/// Brings vectors of integers to the host, reduces them there as one and puts them back.
+fn integers<B: Backend>(
     backend: &B,
-    values: &mut B::Integers,
+    vectors: &mut [&mut B::Integers],
     reduce: impl FnOnce(&mut [i64]) -> Result<(), CollectiveError>,
 ) -> Result<(), WorkerError> {
-    let mut host = vec![0; backend.integers_len(values)];
-    backend.read_integers(values, &mut host)?;
+    if vectors.is_empty() {
+        return Ok(());
+    }
+    let lengths: Vec<usize> = vectors.iter().map(|vector| backend.integers_len(vector)).collect();
+    let mut host = vec![0; lengths.iter().sum()];
+    let mut rest = &mut host[..];
+    for (vector, &length) in vectors.iter().zip(&lengths) {
+        let (values, after) = rest.split_at_mut(length);
+        backend.read_integers(vector, values)?;
+        rest = after;
+    }
     reduce(&mut host)?;
-    Ok(backend.write_integers(values, &host)?)
+    let mut rest = &host[..];
+    for (vector, length) in vectors.iter_mut().zip(lengths) {
+        let (values, after) = rest.split_at(length);
+        backend.write_integers(vector, values)?;
+        rest = after;
+    }
+    Ok(())
 }

@@ -17,7 +17,7 @@ mod socket;
 mod writer;
 
 pub use abort::AbortHandle;
-pub use device::{DeviceCollective, Operand};
+pub use device::{DeviceCollective, Operand, Reductions};
 pub use error::{CollectiveError, Peer};
 pub use frame::FrameError;
 pub(crate) use nccl::{NcclDevice, NcclPlace};

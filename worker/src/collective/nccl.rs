@@ -46,11 +46,11 @@ pub(crate) trait NcclDevice: Backend {
 mod cuda {
     use super::{Arc, CommunicatorSecret, NcclDevice, NcclPlace};
     use crate::WorkerError;
-    use crate::collective::{CollectiveError, DeviceCollective, Operand};
+    use crate::collective::{CollectiveError, DeviceCollective, Operand, Reductions};
     use crate::progress::Progress;
     use ballast_kernels::cuda::CudaBackend;
     use ballast_kernels::cuda::nccl::{
-        Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member, Reduction,
+        Batch, Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member, Reduction,
     };
     use bytes::Bytes;
 
@@ -81,21 +81,30 @@ mod cuda {
     }
 
     impl DeviceCollective<CudaBackend> for NcclRanks {
-        fn all_reduce(
-            &mut self,
-            _backend: &CudaBackend,
-            operands: Vec<Operand<'_, CudaBackend>>,
-        ) -> Result<(), WorkerError> {
-            let mut batch = self.communicator.batch();
-            for operand in operands {
-                let reduction = match operand {
-                    Operand::Sum(values) => Reduction::sum(values),
-                    Operand::Max(values) => Reduction::max(values),
-                    Operand::SumReals(values) => Reduction::sum_reals(values),
-                };
-                batch.enqueue(reduction.in_pieces_of(PIECE)).map_err(failed)?;
-            }
-            batch.wait(|| self.progress.tick()).map_err(failed)
+        fn begin<'a>(&'a mut self, _: &'a CudaBackend) -> Box<dyn Reductions<'a, CudaBackend> + 'a> {
+            Box::new(UnderWay { batch: self.communicator.batch(), progress: &self.progress })
+        }
+    }
+
+    /// Reductions on the communicator's stream, beside what the backend computes.
+    struct UnderWay<'a> {
+        batch: Batch<'a>,
+        progress: &'a Progress,
+    }
+
+    impl<'a> Reductions<'a, CudaBackend> for UnderWay<'a> {
+        fn enqueue(&mut self, operand: Operand<'a, CudaBackend>) -> Result<(), WorkerError> {
+            let reduction = match operand {
+                Operand::Sum(values) => Reduction::sum(values),
+                Operand::Max(values) => Reduction::max(values),
+                Operand::SumReals(values) => Reduction::sum_reals(values),
+            };
+            self.batch.enqueue(reduction.in_pieces_of(PIECE)).map_err(failed)
+        }
+
+        fn wait(self: Box<Self>) -> Result<(), WorkerError> {
+            let Self { batch, progress } = *self;
+            batch.wait(|| progress.tick()).map_err(failed)
         }
     }
 

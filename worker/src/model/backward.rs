@@ -10,10 +10,12 @@ use ballast_kernels::{Backend, Direction, Target};
 impl<B: Backend> Decoder<B> {
     /// Gradient of the adapter, given the gradient of the hidden states at `rows`.
     ///
-    /// Overwrites all of `gradient`, which is laid out as the adapter. Nothing is computed below the lowest adapter.
+    /// Overwrites all of `gradient`, which is laid out as the adapter. Nothing is computed below the lowest adapter. As soon as
+    /// the gradient of a layer's tensors is complete, from the top layer down, `on_layer` is called with its number and
+    /// `gradient`.
     ///
     /// # Errors
-    /// When the device fails.
+    /// When the device fails, and what `on_layer` returns.
     pub fn backward(
         &self,
         d_hidden: &B::Activations,
@@ -21,6 +23,7 @@ impl<B: Backend> Decoder<B> {
         rows: &Rows<B>,
         tape: Tape<B>,
         gradient: &mut B::Reals,
+        on_layer: &mut dyn FnMut(usize, &B::Reals) -> Result<(), WorkerError>,
     ) -> Result<(), WorkerError> {
         let Some(adapter) = pass.adapter else { return Ok(()) };
         let Tape { layers, mut last } = tape;
@@ -35,6 +38,7 @@ impl<B: Backend> Decoder<B> {
             let (Some(kept), Some(reach)) = (kept, adapter.layout.reach(layer)) else { break };
             let tape = self.layer_tape(layer, kept, pass)?;
             LayerBackward { decoder: self, layer, pass, reach, gradient: &mut *gradient }.run(tape, &mut d_x)?;
+            on_layer(layer, gradient)?;
             pass.progress.tick();
         }
         Ok(())

@@ -11,6 +11,7 @@ mod decoding;
 mod exactness;
 mod gradients;
 mod memory;
+mod overlap;
 mod parity;
 mod resume;
 mod support;

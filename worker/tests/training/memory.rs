@@ -219,7 +219,7 @@ fn slab_of(architecture: &Architecture, layout: &LoraLayout, keep: Keep, tokens:
         backend.linear_cross_entropy(&hidden, head, &targets, &mut losses, Some(&mut d_hidden)).unwrap();
         backend.read_reals(&losses).unwrap();
         drop((losses, targets));
-        decoder.backward(&d_hidden, &pass, &rows, tape, &mut gradient).unwrap();
+        decoder.backward(&d_hidden, &pass, &rows, tape, &mut gradient, &mut |_, _| Ok(())).unwrap();
     }
     let extent = backend.extent();
     assert_eq!(extent.in_use, resident, "something was not given back");

@@ -3,9 +3,9 @@
 use super::buffers::{Cache, FrozenLinear, Matrix, Packing, RotaryTable, Table};
 use super::{ReferenceBackend, attention, fixed, head, linear, narrow, widen};
 use crate::PackedLayout;
-use crate::check::{below, ensure, length, shape};
+use crate::check::{self, below, ensure, length, shape};
 use crate::contract::{
-    AdamW, AttentionShape, Backend, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
+    AdamW, AttentionShape, Backend, Bucket, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
 };
 use crate::reference::{self, Rounding};
 
@@ -329,27 +329,33 @@ impl Backend for ReferenceBackend {
     fn accumulate_fixed(
         &self,
         gradient: &Vec<f64>,
-        segments: &[Segment],
+        bucket: &Bucket<'_>,
         limit_bits: u32,
         sums: &mut Vec<i64>,
         flags: &mut Vec<i64>,
     ) -> Result<()> {
-        fixed::accumulate(gradient, segments, limit_bits, sums, flags)
+        fixed::accumulate(gradient, bucket, limit_bits, sums, flags)
     }
 
     fn fixed_to_gradient(
         &self,
         sums: &Vec<i64>,
-        segments: &[Segment],
+        bucket: &Bucket<'_>,
         divisor: f64,
         gradient: &mut Vec<f64>,
     ) -> Result<()> {
-        fixed::to_gradient(sums, segments, divisor, gradient)
+        fixed::to_gradient(sums, bucket, divisor, gradient)
     }
 
-    fn add_scaled(&self, x: &mut Vec<f64>, scale: f32, y: &Vec<f64>) -> Result<()> {
-        length("add_scaled", "y", y.len(), x.len())?;
-        x.iter_mut().zip(y).for_each(|(x, y)| *x += f64::from(scale) * y);
+    fn add_scaled(&self, x: &mut Vec<f64>, scale: f32, y: &Vec<f64>, first: usize) -> Result<()> {
+        check::stretch("add_scaled", first, x.len(), y.len())?;
+        x.iter_mut().zip(&y[first..]).for_each(|(x, y)| *x += f64::from(scale) * y);
+        Ok(())
+    }
+
+    fn copy_reals(&self, from: &Vec<f64>, to: &mut Vec<f64>, first: usize) -> Result<()> {
+        check::stretch("copy_reals", first, from.len(), to.len())?;
+        to[first..first + from.len()].copy_from_slice(from);
         Ok(())
     }
 

@@ -1,39 +1,40 @@
 //! Fixed point and the optimizer.
 
 use crate::check::{self, length};
-use crate::contract::{AdamW, Result, Segment};
+use crate::contract::{AdamW, Bucket, Result, Segment};
 use crate::reference;
 
 /// What is rounded to fixed point is the f32 of the contract.
 pub(super) fn accumulate(
     gradient: &[f64],
-    segments: &[Segment],
+    bucket: &Bucket<'_>,
     limit_bits: u32,
     sums: &mut [i64],
     flags: &mut [i64],
 ) -> Result<()> {
     const OPERATION: &str = "accumulate_fixed";
-    length(OPERATION, "sums", sums.len(), gradient.len())?;
-    length(OPERATION, "flags", flags.len(), segments.len())?;
-    check::segments(OPERATION, segments, gradient.len())?;
+    check::bucket(OPERATION, bucket, gradient.len(), sums.len())?;
+    length(OPERATION, "flags", flags.len(), bucket.segments.len())?;
     check::limit_bits(OPERATION, limit_bits)?;
-    for (segment, flag) in segments.iter().zip(flags) {
-        for i in segment.range.clone() {
-            match reference::to_fixed(gradient[i] as f32, segment.exponent, limit_bits) {
-                Ok(value) => sums[i] = sums[i].wrapping_add(value),
-                Err(exceeded) => *flag = (*flag).max(exceeded),
+    for number in bucket.members.clone() {
+        let Segment { range, exponent } = &bucket.segments[number];
+        for i in range.clone() {
+            let sum = &mut sums[i - bucket.elements.start];
+            match reference::to_fixed(gradient[i] as f32, *exponent, limit_bits) {
+                Ok(value) => *sum = sum.wrapping_add(value),
+                Err(exceeded) => flags[number] = flags[number].max(exceeded),
             }
         }
     }
     Ok(())
 }
 
-pub(super) fn to_gradient(sums: &[i64], segments: &[Segment], divisor: f64, gradient: &mut [f64]) -> Result<()> {
-    length("fixed_to_gradient", "sums", sums.len(), gradient.len())?;
-    check::segments("fixed_to_gradient", segments, gradient.len())?;
-    for segment in segments {
+pub(super) fn to_gradient(sums: &[i64], bucket: &Bucket<'_>, divisor: f64, gradient: &mut [f64]) -> Result<()> {
+    check::bucket("fixed_to_gradient", bucket, gradient.len(), sums.len())?;
+    for segment in &bucket.segments[bucket.members.clone()] {
         for i in segment.range.clone() {
-            gradient[i] = f64::from(reference::from_fixed(sums[i], segment.exponent, divisor));
+            let sum = sums[i - bucket.elements.start];
+            gradient[i] = f64::from(reference::from_fixed(sum, segment.exponent, divisor));
         }
     }
     Ok(())

@@ -64,7 +64,7 @@ impl MicroBatch {
         let targets = backend.upload_indices(&self.targets).unwrap();
         backend.linear_cross_entropy(&hidden, decoder.head(), &targets, &mut losses, Some(&mut d_hidden)).unwrap();
         let mut gradient = backend.reals(layout.parameters()).unwrap();
-        decoder.backward(&d_hidden, &pass, &rows, tape, &mut gradient).unwrap();
+        decoder.backward(&d_hidden, &pass, &rows, tape, &mut gradient, &mut |_, _| Ok(())).unwrap();
         Step { losses, gradient }
     }
 }
