@@ -279,6 +279,28 @@ fn a_device_that_fails_is_told_though_an_abort_came_first() {
     });
 }
 
+/// What neither ends by an abort nor in time may write to memory at any moment: the device is given up, with all that is on
+/// it, and whoever uses it is told so. Nothing waits for it any more, not even the process's end.
+#[test]
+fn a_collective_that_survives_its_abort_condemns_the_device() {
+    let test = "a_collective_that_survives_its_abort_condemns_the_device";
+    if skip_without_our_device() {
+        return;
+    }
+    on_ranks(test, 1, &[(FAULT, "stuck:1"), ("SOFTGPU_SCHED", "eager")], |rank| {
+        let mut communicator = rank.join(TIMEOUT);
+        let mut vector = rank.upload(&rank.values(0));
+        let error = communicator.all_reduce(Reduction::sum(&mut vector), || ()).unwrap_err();
+        assert!(matches!(error, CommunicatorError::Device { .. }), "{error}");
+        let condemned = "the device is still busy with an aborted collective";
+        assert!(error.to_string().contains(condemned), "{error}");
+        let refused = rank.backend.reals(1).map(drop).unwrap_err().to_string();
+        assert!(refused.contains(condemned), "{refused}");
+        let refused = rank.backend.synchronize().unwrap_err().to_string();
+        assert!(refused.contains(condemned), "{refused}");
+    });
+}
+
 fn raise() {
     type Raise = unsafe extern "C" fn(u32, *const std::ffi::c_char) -> u32;
     // SAFETY: the software device exports this function, of this type; it copies the text.

@@ -183,6 +183,21 @@ fn a_fault_is_sticky_and_explained() {
 }
 
 #[test]
+fn a_launch_can_be_ordered_to_fail() {
+    let errors = on_device("a_launch_can_be_ordered_to_fail", &[("SOFTGPU_FAULT", "launch:2")], || {
+        let context = device();
+        let stream = context.new_stream().expect("a stream");
+        let mut data = stream.alloc_zeros::<i32>(N).expect("memory");
+        let kernel = add_one(&context);
+        launch(&stream, &kernel, &mut data, N as u32).expect("a launch queues");
+        stream.synchronize().expect("the first is sound");
+        launch(&stream, &kernel, &mut data, N as u32).expect("a launch queues");
+        assert_eq!(code(stream.synchronize()), Some(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+    });
+    assert!(errors.contains("as ordered"), "{errors}");
+}
+
+#[test]
 fn copies_are_checked() {
     on_device("copies_are_checked", &[], || {
         let context = device();

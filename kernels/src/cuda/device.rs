@@ -102,8 +102,14 @@ impl Device {
 
     /// Ends all use of the device by this process: something is left on it that may write to memory of ours. Every later
     /// call fails with this reason, which is returned.
-    pub(super) fn condemn(&self, why: &'static str) -> KernelError {
-        KernelError::Device((*self.condemned.get_or_init(|| why)).to_owned())
+    ///
+    /// The device is never closed then: to free pinned memory or a context the driver waits for all work, and so for ever.
+    pub(super) fn condemn(self: &Arc<Self>, why: &'static str) -> KernelError {
+        let why = self.condemned.get_or_init(|| {
+            std::mem::forget(Arc::clone(self));
+            why
+        });
+        KernelError::Device((*why).to_owned())
     }
 
     /// Makes this device's context the calling thread's.

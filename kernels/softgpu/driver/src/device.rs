@@ -7,7 +7,7 @@ use std::{
     env,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -44,6 +44,8 @@ pub(crate) struct Device {
     pub(crate) settings: Settings,
     pub(crate) schedule: Schedule,
     pub(crate) ledger: Option<Ledger>,
+    /// Launches until the one that fails by order (`SOFTGPU_FAULT`); 0 where none does.
+    launches_left: AtomicU64,
     pub(crate) streams: Registry<Stream>,
     pub(crate) events: Registry<Event>,
     pub(crate) modules: Registry<LoadedModule>,
@@ -74,6 +76,7 @@ impl Device {
             settings: Settings::from_env().map_err(|error| error.to_string())?,
             schedule,
             ledger: counters::from_env(),
+            launches_left: AtomicU64::new(launch_to_fail()?),
             streams: Registry::default(),
             events: Registry::default(),
             modules: Registry::default(),
@@ -88,6 +91,12 @@ impl Device {
     /// Refuses once a fault has happened: as on a GPU, the context is then lost and only a new process helps.
     pub(crate) fn healthy(&self) -> Result<(), Error> {
         self.fault.get().map_or(Ok(()), |&error| Err(error))
+    }
+
+    /// Whether this launch is the one that was ordered to fail.
+    pub(crate) fn is_to_fail(&self) -> bool {
+        let count_down = |left: u64| left.checked_sub(1);
+        self.launches_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count_down) == Ok(1)
     }
 
     /// Records a fault of running work and says on stderr what the program under test cannot be told.
@@ -168,6 +177,13 @@ impl Device {
             Err(_) => Err(Error::InvalidValue),
         }
     }
+}
+
+/// `SOFTGPU_FAULT=launch:N`; 0 where nothing is ordered.
+fn launch_to_fail() -> Result<u64, String> {
+    let Ok(value) = env::var("SOFTGPU_FAULT") else { return Ok(0) };
+    let number = value.strip_prefix("launch:").and_then(|number| number.parse().ok());
+    number.filter(|&number| number > 0).ok_or_else(|| format!("SOFTGPU_FAULT={value:?} is not understood: launch:N"))
 }
 
 fn number<T: std::str::FromStr>(variable: &str, default: T) -> Result<T, String> {

@@ -117,6 +117,10 @@ fn reachable(device: &Device, place: Place, bytes: usize, what: &str) -> bool {
 fn launch(device: &Device, module: &LoadedModule, kernel: usize, config: &LaunchConfig, parameters: &[u8]) {
     let module = &module.module;
     let Some(kernel) = module.kernels().get(kernel) else { return };
+    if device.is_to_fail() {
+        device.raise(Error::IllegalAddress, &format!("{}: an illegal address, as ordered", kernel.name));
+        return;
+    }
     match ballast_softgpu::launch(kernel, module, &device.table, config, parameters, &device.settings) {
         Ok(counters) => {
             if let Some(ledger) = &device.ledger {

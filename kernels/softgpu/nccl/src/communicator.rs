@@ -208,6 +208,9 @@ impl Communicator {
                 libc::kill(libc::getpid(), libc::SIGKILL);
             },
             Some(Fault::Hang) => self.pause(None),
+            Some(Fault::Stuck) => loop {
+                std::thread::park();
+            },
             Some(Fault::Delay(time)) => self.pause(Some(time)),
             Some(Fault::Mismatch) => call.count += 1,
             None => {}

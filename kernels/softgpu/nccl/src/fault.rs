@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `die:N` | the process kills itself (SIGKILL) when its stream comes to its N-th collective, counted from 1 |
 //! | `hang:N` | the N-th collective never takes part; only an abort ends it |
+//! | `stuck:N` | the N-th collective neither takes part nor ends, not even by an abort |
 //! | `delay:MS` | each collective waits that many milliseconds first |
 //! | `mismatch:N` | the N-th collective asks for one element more than it was told |
 //!
@@ -23,6 +24,7 @@ use std::{
 pub(crate) enum Fault {
     Die,
     Hang,
+    Stuck,
     Delay(Duration),
     Mismatch,
 }
@@ -54,6 +56,7 @@ fn parse(value: &str) -> Option<Order> {
     let (fault, at) = match fault {
         "die" => (Fault::Die, Some(number)),
         "hang" => (Fault::Hang, Some(number)),
+        "stuck" => (Fault::Stuck, Some(number)),
         "delay" => (Fault::Delay(Duration::from_millis(number)), None),
         "mismatch" => (Fault::Mismatch, Some(number)),
         _ => return None,
