@@ -50,17 +50,24 @@ demo:
 	$(BALLAST) train examples/smollm2-gsm8k.toml
 
 # The tests that start real processes take `ballast` from the same target directory, where this builds it first: a separate
-# `cargo build` would resolve other features and compile every dependency twice.
+# `cargo build` would resolve other features and compile every dependency twice. For the same reason everything is built
+# with CUDA, once, where it can be.
 #
 # The CUDA path is executed in every test run, on the software device. Where its compiler cannot be had, the tests fail unless
 # BALLAST_TEST_CUDA=skip says that this is known.
+ifeq ($(BALLAST_TEST_CUDA),skip)
 test:
 	$(CARGO) test --locked --workspace --no-run
 	$(CARGO) test --locked --workspace
-ifeq ($(BALLAST_TEST_CUDA),skip)
 	@echo 'skipped: the CUDA backend (BALLAST_TEST_CUDA=skip)'
 else
-	$(MAKE) --no-print-directory test-cuda
+test: cuda softgpu
+	$(CUDA_TEST) --no-run
+	@# All but what needs a device: tests/cuda*.rs, and two modules of the worker's.
+	$(CUDA_TEST) $(NO_DEVICE) --lib --bins --test '[!c]*' --test 'c[!u]*' --test 'cu[!d]*' -- \
+		--skip whole_model:: --skip cuda_memory::
+	$(CUDA_TEST) --doc
+	@$(MAKE) --no-print-directory test-cuda
 endif
 
 # Exits with 69 where the compiler cannot be had.
@@ -68,8 +75,8 @@ cuda:
 	kernels/cuda/build.py --out $(TARGET_DIR)/cuda
 
 # The stand-ins for libcuda, libcublasLt and libnccl: tests only, never shipped.
-softgpu:
-	kernels/softgpu/install.sh $(TARGET_DIR)/softgpu/lib
+softgpu: cuda
+	SOFTGPU_BUILD='$(CUDA_FEATURES)' kernels/softgpu/install.sh $(TARGET_DIR)/softgpu/lib
 
 # What passes here is emulated. The first two have no device, and so libraries to miss. Cargo puts its own directories in
 # front of LD_LIBRARY_PATH, which may hold another libcuda.so: the runner has the last word. It also tells the tests where

@@ -102,35 +102,48 @@ fn tcp_and_activation_checkpointing_give_the_same_adapter_and_fast_sums_one_like
 /// Steps of the runs that are disturbed.
 const LONG: [&str; 2] = ["train.max_steps=8", "checkpoint.every=2"];
 
-/// Starts a run on two CUDA workers, of which NCCL misbehaves as the software device is told.
-fn with_fault(scene: &Scene, fault: &str) -> Result<(Process, [Process; 2])> {
+/// Starts a run on two CUDA workers, of which one misbehaves as the software device is told.
+fn with_fault(scene: &Scene, (variable, order): (&str, &str)) -> Result<(Process, [Process; 2])> {
     let settings = [&["cluster.device=cuda", "cluster.workers=2"], &LONG[..], &IMPATIENT[..]].concat();
     let (coordinator, url) = coordinator(scene, "run", &settings)?;
-    let fault = [("SOFTGPU_NCCL_FAULT", fault)];
-    let start = |name| worker_with(scene, name, &url, &["--device", "cuda:0", "--name", name], &fault);
-    Ok((coordinator, [start("a")?, start("b")?]))
+    // NCCL's faults name a rank, those of a device strike whoever is told.
+    let of_both = variable == NCCL;
+    let start = |name, told: bool| {
+        let fault = [(variable, order)];
+        worker_with(scene, name, &url, &["--device", "cuda:0", "--name", name], if told { &fault } else { &[] })
+    };
+    Ok((coordinator, [start("a", of_both)?, start("b", true)?]))
 }
+
+const NCCL: &str = "SOFTGPU_NCCL_FAULT";
+const DEVICE: &str = "SOFTGPU_FAULT";
 
 /// The adapter after the fault is that of an undisturbed run: an aborted reduction leaves garbage in what was reduced,
 /// and nothing of it in the state.
 #[test]
-fn a_rank_that_dies_hangs_or_disagrees_stops_the_run_which_resumes_to_the_same_adapter() -> Result<()> {
+fn a_rank_that_dies_hangs_disagrees_or_loses_its_device_stops_the_run_which_resumes_to_the_same_adapter() -> Result<()>
+{
     if skip_without_our_device() {
         return Ok(());
     }
     play_on(SMALL, |scene| {
         let (undisturbed, _) = on_cuda(scene, "whole", 1, &LONG)?;
-        // In the fifth step: flags, totals and sums are three collectives a step.
-        for fault in ["die:14@1", "hang:14@1", "mismatch:14@1"] {
+        // All in the fifth step, of four collectives: a bucket for each of two layers, which go while lower layers are
+        // computed, then flags and totals.
+        for fault in [(NCCL, "die:18@1"), (NCCL, "hang:17@1"), (NCCL, "mismatch:20@1"), (DEVICE, "launch:600")] {
             let (mut coordinator, mut workers) = with_fault(scene, fault)?;
             let code = coordinator.exit_code_within(EMULATED)?;
-            ensure!(code == 75, "{fault}: ended with {code}:\n{}", coordinator.printed());
+            ensure!(code == 75, "{fault:?}: ended with {code}:\n{}", coordinator.printed());
+            let told = coordinator.printed();
+            ensure!(told.contains("step 4") && !told.contains("step 5/"), "{fault:?} struck elsewhere:\n{told}");
             for worker in &mut workers {
                 let code = worker.exit_code()?;
-                ensure!(code == 75 || code == 128 + 9, "{fault}: a worker ended with {code}:\n{}", worker.printed());
+                ensure!(code == 75 || code == 128 + 9, "{fault:?}: a worker ended with {code}:\n{}", worker.printed());
             }
+            let lost = workers[1].printed().contains("B6006");
+            ensure!(lost == (fault.0 == DEVICE), "{fault:?}:\n{}", workers[1].printed());
             let (resumed, _) = on_cuda(scene, "run", 1, &LONG)?;
-            ensure!(resumed == undisturbed, "{fault}: {resumed} is not {undisturbed}");
+            ensure!(resumed == undisturbed, "{fault:?}: {resumed} is not {undisturbed}");
             std::fs::remove_dir_all(scene.path("run"))?;
         }
         Ok(())

@@ -101,7 +101,7 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Err(error) = self.state().slabs.release(self.device()) {
-            tracing::warn!(%error, "device memory was not given back");
+            tracing::debug!(%error, "device memory was not given back");
         }
     }
 }
@@ -135,8 +135,9 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut state = self.home.state();
         state.in_use -= self.piece.bytes;
+        // A device that has failed is told of once, where it is closed.
         if let Err(error) = state.slabs.put_back(self.home.device(), self.piece) {
-            tracing::warn!(%error, "device memory was not given back");
+            tracing::debug!(%error, "device memory was not given back");
         }
     }
 }
