@@ -53,7 +53,7 @@ pub struct CudaDevice {
     pub kernels: Option<String>,
 }
 
-/// A library that the loader does not find.
+/// A library that the loader does not find, or finds too old: then its version is known.
 #[derive(Clone, Debug, Serialize)]
 pub struct Missing {
     /// Its file.

@@ -45,9 +45,10 @@ fn built_with(machine: &Machine) -> &'static str {
 fn cuda_lines(cuda: &Cuda) -> Vec<(&'static str, String)> {
     let absent = || "not found".to_owned();
     let missing = |file: &str| cuda.missing.iter().find(|missing| missing.library.starts_with(file));
-    let library = |file: &str, version: Option<String>| match missing(file) {
-        Some(missing) => format!("not found: {}", missing.remedy),
-        None => version.unwrap_or_else(absent),
+    let library = |file: &str, version: Option<String>| match (missing(file), version) {
+        (Some(missing), None) => format!("not found: {}", missing.remedy),
+        (Some(missing), Some(version)) => format!("{version} is too old: {}", missing.remedy),
+        (None, version) => version.unwrap_or_else(absent),
     };
     let driver = cuda.driver.as_ref().map(|version| format!("for CUDA {version}"));
     let mut lines = vec![

@@ -43,9 +43,12 @@ impl View {
         Self { ptr, rows, cols, stride: cols, storage }
     }
 
-    /// Largest power of two, up to 256, that divides the address.
+    /// The best alignment that counts.
+    pub(super) const MOST_ALIGNMENT: u32 = 256;
+
+    /// Largest power of two, up to the best alignment, that divides the address.
     fn alignment(&self) -> u32 {
-        1 << self.ptr.trailing_zeros().min(8)
+        1 << self.ptr.trailing_zeros().min(Self::MOST_ALIGNMENT.ilog2())
     }
 
     /// The layout of the transpose, which is what cuBLASLt sees; `rows` may be another number of rows.
@@ -99,7 +102,7 @@ impl Product {
         ensure(fits, "product", || format!("{y:?} = {x:?} times {w:?}, {weight:?}"))
     }
 
-    fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         let Self { x, weight, w, terms, y } = *self;
         let operands = [x, w, y].map(|view| (view.storage, view.stride, view.alignment()));
         Key { weight, bias: terms.bias.is_some(), rows: x.rows.next_power_of_two(), n: y.cols, k: x.cols, operands }
@@ -108,7 +111,7 @@ impl Product {
 
 /// All that the choice of an algorithm may depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     weight: Weight,
     bias: bool,
     /// A power of two: the bucket of the number of rows of `x` and `y`.

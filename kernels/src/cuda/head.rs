@@ -153,8 +153,16 @@ fn by_chunks(
 
 pub(super) fn logits(b: &CudaBackend, hidden: &Matrix, head: &FrozenLinear, out: &mut Vector) -> Result<()> {
     shape("logits", "hidden", hidden, hidden.rows, head.inp())?;
-    length("logits", "out", out.len(), hidden.rows * head.out())?;
-    product_with_head(b, hidden.view(b), head, View::new(out.at(0), hidden.rows, head.out(), Storage::F32))
+    let vocab = head.out();
+    length("logits", "out", out.len(), hidden.rows * vocab)?;
+    // As many rows at a time as the loss takes: no product but those that the fingerprint has.
+    let chunk = chunk_rows(vocab, b.storage());
+    for first in (0..hidden.rows).step_by(chunk) {
+        let count = chunk.min(hidden.rows - first);
+        let to = View::new(out.at(first * vocab), count, vocab, Storage::F32);
+        product_with_head(b, rows(b, hidden, first, count), head, to)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -40,16 +40,11 @@ pub(super) fn adamw(
 pub(super) fn add_scaled(b: &CudaBackend, x: &mut Vector, scale: f32, y: &Vector, first: usize) -> Result<()> {
     check::stretch("add_scaled", first, x.len(), y.len())?;
     let len = x.len();
-    let args = [x.into(), scale.into(), Arg::Ptr(element(y, first)), (len as u64).into()];
+    let args = [x.into(), scale.into(), Arg::Ptr(y.at(first)), (len as u64).into()];
     b.launch("optimizer", "add_scaled", false, Grid::elements(len, THREADS), &args)
 }
 
 pub(super) fn copy(b: &CudaBackend, from: &Vector, to: &mut Vector, first: usize) -> Result<()> {
     check::stretch("copy_reals", first, from.len(), to.len())?;
-    b.device().copy(element(to, first), from.buffer.ptr(), from.len() * size_of::<f32>())
-}
-
-/// Address of an element, or of the end.
-fn element(vector: &Vector, number: usize) -> u64 {
-    vector.buffer.ptr() + (number * size_of::<f32>()) as u64
+    b.device().copy(to.at(first), from.buffer.ptr(), from.len() * size_of::<f32>())
 }
