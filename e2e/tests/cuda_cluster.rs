@@ -95,6 +95,8 @@ fn tcp_and_activation_checkpointing_give_the_same_adapter_and_fast_sums_one_like
         ensure!(over_tcp == kept, "over TCP: {over_tcp}; over NCCL: {kept}");
         let (_, fast) = on_cuda(scene, "fast", count, &["train.max_steps=2", "train.reduction=fast"])?;
         ensure!(losses::farthest(&fast, &losses)? < 1e-4, "{fast:?} {losses:?}");
+        let (_, coarse) = on_cuda(scene, "coarse", count, &["train.max_steps=2", "train.reduction=fast-bf16"])?;
+        ensure!(losses::farthest(&coarse, &losses)? < 1e-2, "{coarse:?} {losses:?}");
         Ok(())
     })
 }

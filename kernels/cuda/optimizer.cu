@@ -2,6 +2,8 @@
 //
 //   adamw         AdamW (Loshchilov and Hutter, 1711.05101)   16 bytes read, 12 written; in f64, each state rounded once
 //   add_scaled    x += scale * y                              8 bytes read, 4 written; product and sum rounded each
+//   narrow_sums   f32 to bf16, for the wire                   4 bytes read, 2 written; to nearest, ties to even
+//   widen_sums    and back                                    2 bytes read, 4 written; exact
 //
 // No multiplication is fused with an addition, so the bits are those of the CPU backend.
 
@@ -29,4 +31,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS) add_scaled(float *x, float scale, const float *y, u64 len) {
     const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
     if (i < len) x[i] = __fadd_rn(x[i], __fmul_rn(scale, y[i]));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) narrow_sums(const float *from, bf16 *to, u64 len) {
+    const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+    if (i < len) to[i] = narrow<bf16>(from[i]);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) widen_sums(const bf16 *from, float *to, u64 len) {
+    const u64 i = u64(blockIdx.x) * THREADS + threadIdx.x;
+    if (i < len) to[i] = widen(from[i]);
 }

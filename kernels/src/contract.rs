@@ -26,6 +26,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     type Reals: Send + Sync;
     /// A vector of i64: fixed-point sums and flags.
     type Integers: Send + Sync;
+    /// A vector of bf16: sums on their way between ranks.
+    type Halves: Send + Sync;
     /// A vector of u32: token ids, targets, row numbers.
     type Indices: Send + Sync;
     /// A frozen linear layer `y = x Wᵀ + bias`, `W: [out, in]`, packed as the device likes it.
@@ -82,6 +84,13 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn integers_len(&self, vector: &Self::Integers) -> usize;
     /// Copies the whole vector into `values`, which has its length.
     fn read_integers(&self, vector: &Self::Integers, values: &mut [i64]) -> Result<()>;
+
+    /// A vector of zeros.
+    fn halves(&self, len: usize) -> Result<Self::Halves>;
+    /// Overwrites the whole vector from the host, rounding to the nearest, ties to even; `values` has its length.
+    fn write_halves(&self, vector: &mut Self::Halves, values: &[f32]) -> Result<()>;
+    /// The whole vector.
+    fn read_halves(&self, vector: &Self::Halves) -> Result<Vec<f32>>;
 
     /// A vector from host values.
     fn upload_indices(&self, values: &[u32]) -> Result<Self::Indices>;
@@ -311,6 +320,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
 
     /// Copies all of `from` over the elements of `to` from `first` on.
     fn copy_reals(&self, from: &Self::Reals, to: &mut Self::Reals, first: usize) -> Result<()>;
+
+    /// Copies all of `from` to `to`, which is as long, rounding to the nearest bf16, ties to even; NaN stays NaN.
+    fn narrow(&self, from: &Self::Reals, to: &mut Self::Halves) -> Result<()>;
+
+    /// Copies all of `from` over the elements of `to` from `first` on.
+    fn widen(&self, from: &Self::Halves, to: &mut Self::Reals, first: usize) -> Result<()>;
 
     /// For each segment, the largest absolute value of `vector` in it (for the next step's exponents).
     fn max_abs(&self, vector: &Self::Reals, segments: &[Segment]) -> Result<Vec<f32>>;

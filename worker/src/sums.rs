@@ -1,7 +1,8 @@
 //! What the micro-batches of a step add up to: on this rank first, then over all.
 //!
 //! Exact sums hold gradients as integers, so that neither the number of ranks nor their division of the work shows in the
-//! result ([`crate::exact`]). Fast ones hold them as f32: half the traffic, and bits that depend on the number of ranks.
+//! result ([`crate::exact`]). Fast ones hold them as f32, and send them as f32 or bf16: half or a quarter of the traffic, and
+//! bits that depend on the number of ranks.
 //! Losses and tokens are summed as integers either way.
 //!
 //! Each layer's sums are a vector of their own, a bucket. With the last micro-batch of a rank they are complete from the top
@@ -40,6 +41,8 @@ enum Gradients<B: Backend> {
         buckets: Vec<B::Reals>,
         /// One over the loss tokens of the step.
         weight: f32,
+        /// What is sent instead, and comes back, where sums travel as bf16.
+        wire: Option<Vec<B::Halves>>,
     },
 }
 
@@ -66,9 +69,11 @@ impl<B: Backend> StepSums<B> {
                 (Gradients::Exact { buckets, met: backend.integers(tensors)?, segments: Vec::new() }, tensors)
             }
             // No tensor can overflow.
-            Reduction::Fast => {
-                let buckets = lengths.map(|len| backend.reals(len)).collect::<Result<_, _>>()?;
-                (Gradients::Fast { buckets, weight: 0.0 }, 0)
+            Reduction::Fast | Reduction::FastBf16 => {
+                let buckets = lengths.clone().map(|len| backend.reals(len)).collect::<Result<_, _>>()?;
+                let wire = || lengths.map(|len| backend.halves(len)).collect::<Result<_, _>>();
+                let wire = (reduction == Reduction::FastBf16).then(wire).transpose()?;
+                (Gradients::Fast { buckets, weight: 0.0, wire }, 0)
             }
             Reduction::Unspecified => {
                 return Err(WorkerError::RunSpec("train.reduction is of a kind unknown to this worker".into()));
@@ -98,10 +103,10 @@ impl<B: Backend> StepSums<B> {
                 buckets.iter_mut().try_for_each(|bucket| backend.clear_integers(bucket))?;
                 Pending::Exact { buckets, met, segments }
             }
-            Gradients::Fast { buckets, weight } => {
+            Gradients::Fast { buckets, weight, wire } => {
                 *weight = (1.0 / shard.step_loss_tokens as f64) as f32;
                 buckets.iter_mut().try_for_each(|bucket| backend.clear_reals(bucket))?;
-                Pending::Fast { buckets, weight: *weight }
+                Pending::Fast { buckets, weight: *weight, wire: wire.as_deref_mut() }
             }
         };
         let reductions = collective.begin(backend);
@@ -144,7 +149,12 @@ impl<B: Backend> StepSums<B> {
                     backend.fixed_to_gradient(sums, &layer.bucket(segments), tokens, gradient)?;
                 }
             }
-            Gradients::Fast { buckets, .. } => {
+            Gradients::Fast { wire: Some(wire), .. } => {
+                for (mean, layer) in wire.iter().zip(&self.layers) {
+                    backend.widen(mean, gradient, layer.elements.start)?;
+                }
+            }
+            Gradients::Fast { buckets, wire: None, .. } => {
                 for (mean, layer) in buckets.iter().zip(&self.layers) {
                     backend.copy_reals(mean, gradient, layer.elements.start)?;
                 }
@@ -170,7 +180,7 @@ pub(crate) struct Accumulation<'a, B: Backend> {
 /// The buckets, from the lowest layer up, that the collective does not have yet.
 enum Pending<'a, B: Backend> {
     Exact { buckets: &'a mut [B::Integers], met: &'a mut B::Integers, segments: &'a [Segment] },
-    Fast { buckets: &'a mut [B::Reals], weight: f32 },
+    Fast { buckets: &'a mut [B::Reals], weight: f32, wire: Option<&'a mut [B::Halves]> },
 }
 
 impl<'a, B: Backend> Accumulation<'a, B> {
@@ -191,7 +201,7 @@ impl<'a, B: Backend> Accumulation<'a, B> {
                 let (bucket, sums) = (place.bucket(segments), &mut buckets[layer]);
                 backend.accumulate_fixed(gradient, &bucket, self.limit_bits, sums, met)?;
             }
-            Pending::Fast { buckets, weight } => {
+            Pending::Fast { buckets, weight, .. } => {
                 backend.add_scaled(&mut buckets[layer], *weight, gradient, place.elements.start)?;
             }
         }
@@ -215,7 +225,7 @@ impl<'a, B: Backend> Accumulation<'a, B> {
 
     /// Hands the buckets from the top down to this layer's to the collective.
     fn reduce_down_to(&mut self, layer: usize) -> Result<(), WorkerError> {
-        while let Some(operand) = self.pending.pop_from(layer) {
+        while let Some(operand) = self.pending.pop_from(layer, self.backend)? {
             self.reductions.enqueue(operand)?;
         }
         Ok(())
@@ -235,10 +245,17 @@ impl<'a, B: Backend> Accumulation<'a, B> {
 
 impl<'a, B: Backend> Pending<'a, B> {
     /// The topmost bucket, if it is of this layer or of one above.
-    fn pop_from(&mut self, layer: usize) -> Option<Operand<'a, B>> {
+    fn pop_from(&mut self, layer: usize, backend: &B) -> Result<Option<Operand<'a, B>>, WorkerError> {
         match self {
-            Self::Exact { buckets, .. } => pop(buckets, layer).map(Operand::Sum),
-            Self::Fast { buckets, .. } => pop(buckets, layer).map(Operand::SumReals),
+            Self::Exact { buckets, .. } => Ok(pop(buckets, layer).map(Operand::Sum)),
+            Self::Fast { buckets, wire: None, .. } => Ok(pop(buckets, layer).map(Operand::SumReals)),
+            Self::Fast { buckets, wire: Some(wire), .. } => match (pop(buckets, layer), pop(wire, layer)) {
+                (Some(sums), Some(sent)) => {
+                    backend.narrow(sums, sent)?;
+                    Ok(Some(Operand::SumHalves(sent)))
+                }
+                _ => Ok(None),
+            },
         }
     }
 }

@@ -73,7 +73,7 @@ pub const KEYS: &[Key] = &[
     key("train.beta2", Fraction),
     key("train.epsilon", Positive(1.0)),
     key("train.clip_norm", NotNegative(1e9)),
-    key("train.reduction", Word(&["exact", "fast"])),
+    key("train.reduction", Word(&["exact", "fast", "fast-bf16"])),
     key("eval.heldout", Path),
     key("eval.heldout_limit", Integer(1, i64::MAX)),
     key("eval.kl_positions", Integer(0, 1024)),

@@ -184,6 +184,9 @@ pub enum Reduction {
     Exact,
     /// As f32: less traffic, but bits that depend on the number of workers.
     Fast,
+    /// As f32, and as bf16 between workers: half of that traffic, and coarser.
+    #[serde(rename = "fast-bf16")]
+    FastBf16,
 }
 
 /// What a worker computes on.

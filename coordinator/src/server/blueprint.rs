@@ -220,6 +220,7 @@ impl Blueprint {
             reduction: match train.reduction {
                 config::Reduction::Exact => v1::Reduction::Exact.into(),
                 config::Reduction::Fast => v1::Reduction::Fast.into(),
+                config::Reduction::FastBf16 => v1::Reduction::FastBf16.into(),
             },
             threads: self.run.cluster.threads,
             timeouts: Some(self.timeouts()),

@@ -144,5 +144,7 @@ pub(crate) fn flat_cases(size: Size) -> Vec<Case> {
         Case::new("add_scaled", &[len], kernel("add_scaled", 12), move |b| {
             b.add_scaled(&mut b.reals(len)?, 0.5, &b.reals(len)?, 0)
         }),
+        Case::new("narrow", &[len], kernel("narrow_sums", 6), move |b| b.narrow(&b.reals(len)?, &mut b.halves(len)?)),
+        Case::new("widen", &[len], kernel("widen_sums", 6), move |b| b.widen(&b.halves(len)?, &mut b.reals(len)?, 0)),
     ]
 }

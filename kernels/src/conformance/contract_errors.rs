@@ -130,6 +130,10 @@ fn optimizer<B: Backend>(b: &B) {
     let mut part = poisoned_reals(b, 4);
     refused("add_scaled", b.add_scaled(&mut part, 1.0, &gradient, 7));
     refused("copy_reals", b.copy_reals(&gradient, &mut part, 0));
+    let mut halves = ok(b.halves(5));
+    refused("narrow", b.narrow(&part, &mut halves));
+    refused("widen", b.widen(&halves, &mut part, 0));
+    refused("write_halves", b.write_halves(&mut halves, &[0.0; 4]));
     refused("copy_reals", b.copy_reals(&part, &mut ok(b.reals(10)), 7));
     let settings = AdamW {
         learning_rate: 1.0,

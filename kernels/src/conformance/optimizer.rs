@@ -1,6 +1,6 @@
 //! AdamW, sums of gradients and the norm.
 
-use super::{Comparison, Source, ok};
+use super::{Comparison, Source, ok, plain};
 use crate::{AdamW, Backend, reference};
 
 pub(super) fn compare<B: Backend>(b: &B) -> Vec<Comparison> {
@@ -65,5 +65,17 @@ fn parts<B: Backend>(
     let mut want = ok(b.read_reals(whole));
     ok(b.copy_reals(&part, whole, first));
     want[first..end].copy_from_slice(&got);
-    assert_eq!(ok(b.read_reals(whole)), want, "copy_reals {first}..{end}");
+    assert!(ok(b.read_reals(whole)) == want, "copy_reals {first}..{end}");
+
+    let mut halves = ok(b.halves(got.len()));
+    assert!(ok(b.read_halves(&halves)) == vec![0.0; got.len()]);
+    ok(b.narrow(&part, &mut halves));
+    let rounded: Vec<f32> = got.iter().map(|&value| plain::round(value.into()) as f32).collect();
+    assert!(ok(b.read_halves(&halves)) == rounded, "narrow {first}..{end}");
+    ok(b.widen(&halves, whole, first));
+    want[first..end].copy_from_slice(&rounded);
+    assert!(ok(b.read_reals(whole)) == want, "widen {first}..{end}");
+    ok(b.write_halves(&mut halves, &start));
+    let rounded: Vec<f32> = start.iter().map(|&value| plain::round(value.into()) as f32).collect();
+    assert!(ok(b.read_halves(&halves)) == rounded, "write_halves {first}..{end}");
 }

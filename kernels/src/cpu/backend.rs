@@ -1,7 +1,7 @@
 //! The contract, spelled out for the CPU: each operation lives in its own module.
 
-use super::buffers::{IndexVector, IntegerVector, Matrix, PackingTable, Vector};
-use super::check::{ensure, length};
+use super::buffers::{HalfVector, IndexVector, IntegerVector, Matrix, PackingTable, Vector};
+use super::check::{self, ensure, length};
 use super::weights::{FrozenLinear, RotaryTable, Table};
 use super::{
     Cache, CpuBackend, attention, attention_backward, attention_cached, fixed, gated, gemm, head, linear, norm,
@@ -11,11 +11,13 @@ use crate::PackedLayout;
 use crate::contract::{
     AdamW, AttentionShape, Backend, Bucket, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
 };
+use half::bf16;
 
 impl Backend for CpuBackend {
     type Activations = Matrix;
     type Reals = Vector;
     type Integers = IntegerVector;
+    type Halves = HalfVector;
     type Indices = IndexVector;
     type Linear = FrozenLinear;
     type Embedding = Table;
@@ -100,6 +102,20 @@ impl Backend for CpuBackend {
         length("read_integers", "values", values.len(), vector.values.len())?;
         values.copy_from_slice(&vector.values);
         Ok(())
+    }
+
+    fn halves(&self, len: usize) -> Result<HalfVector> {
+        Ok(HalfVector { values: vec![bf16::ZERO; len] })
+    }
+
+    fn write_halves(&self, vector: &mut HalfVector, values: &[f32]) -> Result<()> {
+        length("write_halves", "values", values.len(), vector.values.len())?;
+        optimizer::round_all(values, &mut vector.values);
+        Ok(())
+    }
+
+    fn read_halves(&self, vector: &HalfVector) -> Result<Vec<f32>> {
+        Ok(vector.values.iter().map(|value| value.to_f32()).collect())
     }
 
     fn upload_indices(&self, values: &[u32]) -> Result<IndexVector> {
@@ -313,6 +329,19 @@ impl Backend for CpuBackend {
 
     fn copy_reals(&self, from: &Vector, to: &mut Vector, first: usize) -> Result<()> {
         optimizer::copy(from, to, first)
+    }
+
+    fn narrow(&self, from: &Vector, to: &mut HalfVector) -> Result<()> {
+        length("narrow", "from", from.len(), to.values.len())?;
+        optimizer::round_all(from.data(), &mut to.values);
+        Ok(())
+    }
+
+    fn widen(&self, from: &HalfVector, to: &mut Vector, first: usize) -> Result<()> {
+        check::stretch("widen", first, from.values.len(), to.len())?;
+        let to = &mut to.data_mut()[first..];
+        to.iter_mut().zip(&from.values).for_each(|(to, from)| *to = from.to_f32());
+        Ok(())
     }
 
     fn max_abs(&self, vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {

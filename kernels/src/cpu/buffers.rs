@@ -2,6 +2,7 @@
 
 use crate::contract::Result;
 use crate::{KernelError, PackedLayout};
+use half::bf16;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -169,6 +170,12 @@ impl Vector {
     pub(crate) fn len(&self) -> usize {
         self.block.len
     }
+}
+
+/// A vector of bf16.
+#[derive(Clone, Debug)]
+pub struct HalfVector {
+    pub(crate) values: Vec<bf16>,
 }
 
 /// A vector of i64.

@@ -28,7 +28,7 @@ mod threads;
 mod weights;
 
 pub use attention_cached::Cache;
-pub use buffers::{IndexVector, IntegerVector, Matrix, MemoryUse, PackingTable, Vector};
+pub use buffers::{HalfVector, IndexVector, IntegerVector, Matrix, MemoryUse, PackingTable, Vector};
 pub use footprint::CpuFootprint;
 pub use weights::{FrozenLinear, RotaryTable, Table};
 

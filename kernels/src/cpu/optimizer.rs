@@ -6,6 +6,7 @@ use super::check;
 use super::simd::vectorized;
 use crate::adamw::Factors;
 use crate::contract::{AdamW, Result};
+use half::bf16;
 
 vectorized! {
     /// In f64 per element, each state rounded once.
@@ -63,4 +64,9 @@ pub(crate) fn copy(from: &Vector, to: &mut Vector, first: usize) -> Result<()> {
     check::stretch("copy_reals", first, from.len(), to.len())?;
     to.data_mut()[first..first + from.len()].copy_from_slice(from.data());
     Ok(())
+}
+
+/// Each to the nearest bf16, ties to even.
+pub(crate) fn round_all(from: &[f32], to: &mut [bf16]) {
+    to.iter_mut().zip(from).for_each(|(to, &from)| *to = bf16::from_f32(from));
 }

@@ -1,6 +1,6 @@
 //! Parameters and grids of kernel launches.
 
-use super::buffers::{IndexVector, IntegerVector, Matrix, Vector};
+use super::buffers::{HalfVector, IndexVector, IntegerVector, Matrix, Vector};
 use super::memory::Buffer;
 
 /// One kernel parameter.
@@ -52,6 +52,8 @@ arg_from! {
     &mut Matrix => |matrix| Self::Ptr(matrix.buffer.ptr());
     &Vector => |vector| Self::Ptr(vector.buffer.ptr());
     &mut Vector => |vector| Self::Ptr(vector.buffer.ptr());
+    &HalfVector => |vector| Self::Ptr(vector.buffer.ptr());
+    &mut HalfVector => |vector| Self::Ptr(vector.buffer.ptr());
     &IntegerVector => |vector| Self::Ptr(vector.buffer.ptr());
     &mut IntegerVector => |vector| Self::Ptr(vector.buffer.ptr());
     &IndexVector => |vector| Self::Ptr(vector.buffer.ptr());

@@ -1,7 +1,7 @@
 //! The contract, spelled out for CUDA: each operation lives in its family's module.
 
 use super::blas::Shape;
-use super::buffers::{Cache, IndexVector, IntegerVector, Matrix, Packing, Vector};
+use super::buffers::{Cache, HalfVector, IndexVector, IntegerVector, Matrix, Packing, Vector};
 use super::check::{ensure, length};
 use super::weights::{FrozenLinear, RotaryTable, Table};
 use super::{CudaBackend, attention, fixed, gated, head, linear, norm, optimizer, rotary, rows};
@@ -9,11 +9,13 @@ use crate::PackedLayout;
 use crate::contract::{
     AdamW, AttentionShape, Backend, Bucket, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
 };
+use half::bf16;
 
 impl Backend for CudaBackend {
     type Activations = Matrix;
     type Reals = Vector;
     type Integers = IntegerVector;
+    type Halves = HalfVector;
     type Indices = IndexVector;
     type Linear = FrozenLinear;
     type Embedding = Table;
@@ -93,6 +95,21 @@ impl Backend for CudaBackend {
     fn read_integers(&self, vector: &IntegerVector, values: &mut [i64]) -> Result<()> {
         length("read_integers", "values", values.len(), vector.len)?;
         self.download(&vector.buffer, values)
+    }
+
+    fn halves(&self, len: usize) -> Result<HalfVector> {
+        Ok(HalfVector { len, buffer: self.zeros(len * size_of::<bf16>(), "halves")? })
+    }
+
+    fn write_halves(&self, vector: &mut HalfVector, values: &[f32]) -> Result<()> {
+        length("write_halves", "values", values.len(), vector.len)?;
+        self.overwrite_halves(&vector.buffer, values)
+    }
+
+    fn read_halves(&self, vector: &HalfVector) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; vector.len];
+        self.download_halves(&vector.buffer, &mut values)?;
+        Ok(values)
     }
 
     fn upload_indices(&self, values: &[u32]) -> Result<IndexVector> {
@@ -307,6 +324,14 @@ impl Backend for CudaBackend {
 
     fn copy_reals(&self, from: &Vector, to: &mut Vector, first: usize) -> Result<()> {
         optimizer::copy(self, from, to, first)
+    }
+
+    fn narrow(&self, from: &Vector, to: &mut HalfVector) -> Result<()> {
+        optimizer::narrow(self, from, to)
+    }
+
+    fn widen(&self, from: &HalfVector, to: &mut Vector, first: usize) -> Result<()> {
+        optimizer::widen(self, from, to, first)
     }
 
     fn max_abs(&self, vector: &Vector, segments: &[Segment]) -> Result<Vec<f32>> {

@@ -42,6 +42,13 @@ impl Vector {
     }
 }
 
+/// A vector of bf16.
+#[derive(Debug)]
+pub struct HalfVector {
+    pub(super) len: usize,
+    pub(super) buffer: Buffer,
+}
+
 /// A vector of i64.
 #[derive(Debug)]
 pub struct IntegerVector {

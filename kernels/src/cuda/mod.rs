@@ -42,7 +42,7 @@ mod team;
 mod transfer;
 mod weights;
 
-pub use buffers::{Cache, IndexVector, IntegerVector, Matrix, Packing, Vector};
+pub use buffers::{Cache, HalfVector, IndexVector, IntegerVector, Matrix, Packing, Vector};
 pub use footprint::CudaFootprint;
 pub use libraries::Library;
 pub use memory::MemoryUse;

@@ -1,7 +1,7 @@
 //! AdamW and sums of gradients: one launch over the flat vector.
 
-use super::buffers::Vector;
-use super::check;
+use super::buffers::{HalfVector, Vector};
+use super::check::{self, length};
 use super::{Arg, CudaBackend, Grid};
 use crate::adamw::Factors;
 use crate::contract::{AdamW, Result};
@@ -47,4 +47,16 @@ pub(super) fn add_scaled(b: &CudaBackend, x: &mut Vector, scale: f32, y: &Vector
 pub(super) fn copy(b: &CudaBackend, from: &Vector, to: &mut Vector, first: usize) -> Result<()> {
     check::stretch("copy_reals", first, from.len(), to.len())?;
     b.device().copy(to.at(first), from.buffer.ptr(), from.len() * size_of::<f32>())
+}
+
+pub(super) fn narrow(b: &CudaBackend, from: &Vector, to: &mut HalfVector) -> Result<()> {
+    length("narrow", "from", from.len(), to.len)?;
+    let args = [from.into(), to.into(), (from.len() as u64).into()];
+    b.launch("optimizer", "narrow_sums", false, Grid::elements(from.len(), THREADS), &args)
+}
+
+pub(super) fn widen(b: &CudaBackend, from: &HalfVector, to: &mut Vector, first: usize) -> Result<()> {
+    check::stretch("widen", first, from.len, to.len())?;
+    let args = [from.into(), Arg::Ptr(to.at(first)), (from.len as u64).into()];
+    b.launch("optimizer", "widen_sums", false, Grid::elements(from.len, THREADS), &args)
 }

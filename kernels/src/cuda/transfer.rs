@@ -164,7 +164,7 @@ impl CudaBackend {
             Storage::F32 => self.upload(values, what),
             Storage::Bf16 => {
                 let buffer = self.scratch(values.len() * storage.bytes(), what)?;
-                self.device().write(buffer.ptr(), values, narrow)?;
+                self.overwrite_halves(&buffer, values)?;
                 Ok(buffer)
             }
         }
@@ -174,6 +174,18 @@ impl CudaBackend {
     pub(super) fn overwrite<T: Plain>(&self, buffer: &Buffer, values: &[T]) -> Result<()> {
         debug_assert!(size_of_val(values) <= buffer.bytes());
         self.device().write(buffer.ptr(), values, |from: &[T], to: &mut [T]| to.copy_from_slice(from))
+    }
+
+    /// Overwrites a buffer of as many bf16, rounding.
+    pub(super) fn overwrite_halves(&self, buffer: &Buffer, values: &[f32]) -> Result<()> {
+        debug_assert!(values.len() * size_of::<bf16>() <= buffer.bytes());
+        self.device().write(buffer.ptr(), values, narrow)
+    }
+
+    /// Reads a buffer's first bf16.
+    pub(super) fn download_halves(&self, buffer: &Buffer, values: &mut [f32]) -> Result<()> {
+        debug_assert!(values.len() * size_of::<bf16>() <= buffer.bytes());
+        self.device().read(buffer.ptr(), values, widen)
     }
 
     /// Reads a buffer's first elements.
@@ -186,7 +198,7 @@ impl CudaBackend {
     pub(super) fn download_stored(&self, buffer: &Buffer, values: &mut [f32]) -> Result<()> {
         match self.storage() {
             Storage::F32 => self.download(buffer, values),
-            Storage::Bf16 => self.device().read(buffer.ptr(), values, widen),
+            Storage::Bf16 => self.download_halves(buffer, values),
         }
     }
 }

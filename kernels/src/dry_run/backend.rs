@@ -17,6 +17,7 @@ impl<F: Footprint> Backend for DryRun<F> {
     type Activations = Matrix;
     type Reals = Vector;
     type Integers = Vector;
+    type Halves = Vector;
     type Indices = Vector;
     type Linear = Linear;
     type Embedding = Table;
@@ -88,6 +89,18 @@ impl<F: Footprint> Backend for DryRun<F> {
     fn read_integers(&self, _: &Vector, values: &mut [i64]) -> Result<()> {
         values.fill(0);
         Ok(())
+    }
+
+    fn halves(&self, len: usize) -> Result<Vector> {
+        self.integer_vector::<u16>(len)
+    }
+
+    fn write_halves(&self, _: &mut Vector, _: &[f32]) -> Result<()> {
+        Ok(())
+    }
+
+    fn read_halves(&self, vector: &Vector) -> Result<Vec<f32>> {
+        Ok(vec![0.0; vector.len])
     }
 
     fn upload_indices(&self, values: &[u32]) -> Result<Vector> {
@@ -281,6 +294,14 @@ impl<F: Footprint> Backend for DryRun<F> {
     }
 
     fn copy_reals(&self, _: &Vector, _: &mut Vector, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn narrow(&self, _: &Vector, _: &mut Vector) -> Result<()> {
+        Ok(())
+    }
+
+    fn widen(&self, _: &Vector, _: &mut Vector, _: usize) -> Result<()> {
         Ok(())
     }
 

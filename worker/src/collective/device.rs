@@ -2,7 +2,7 @@
 
 use super::{Collective, CollectiveError};
 use crate::WorkerError;
-use ballast_kernels::Backend;
+use ballast_kernels::{Backend, KernelError};
 
 /// A vector to be reduced in place, elementwise, over all ranks.
 pub enum Operand<'a, B: Backend> {
@@ -12,6 +12,8 @@ pub enum Operand<'a, B: Backend> {
     Max(&'a mut B::Integers),
     /// Becomes the sum in f32: the same bits on all ranks, in an order of additions that depends on their number.
     SumReals(&'a mut B::Reals),
+    /// Becomes the sum in bf16, likewise. Host memory is summed in f32, and the result rounded.
+    SumHalves(&'a mut B::Halves),
 }
 
 /// Reductions over the ranks of one generation, of a backend's own vectors.
@@ -44,7 +46,8 @@ pub trait Reductions<'a, B: Backend> {
 /// compute thread, so nothing of it overlaps; all operands travel as one.
 impl<B: Backend, C: Collective + ?Sized> DeviceCollective<B> for C {
     fn begin<'a>(&'a mut self, backend: &'a B) -> Box<dyn Reductions<'a, B> + 'a> {
-        Box::new(ThroughHost { backend, collective: self, sums: Vec::new(), maxima: Vec::new(), reals: Vec::new() })
+        let (sums, maxima, reals, halves) = Default::default();
+        Box::new(ThroughHost { backend, collective: self, sums, maxima, reals, halves })
     }
 }
 
@@ -54,6 +57,7 @@ struct ThroughHost<'a, B: Backend, C: ?Sized> {
     sums: Vec<&'a mut B::Integers>,
     maxima: Vec<&'a mut B::Integers>,
     reals: Vec<&'a mut B::Reals>,
+    halves: Vec<&'a mut B::Halves>,
 }
 
 impl<'a, B: Backend, C: Collective + ?Sized> Reductions<'a, B> for ThroughHost<'a, B, C> {
@@ -62,31 +66,44 @@ impl<'a, B: Backend, C: Collective + ?Sized> Reductions<'a, B> for ThroughHost<'
             Operand::Sum(values) => self.sums.push(values),
             Operand::Max(values) => self.maxima.push(values),
             Operand::SumReals(values) => self.reals.push(values),
+            Operand::SumHalves(values) => self.halves.push(values),
         }
         Ok(())
     }
 
     fn wait(self: Box<Self>) -> Result<(), WorkerError> {
-        let Self { backend, collective, mut sums, mut maxima, mut reals } = *self;
+        let Self { backend, collective, mut sums, mut maxima, reals, halves } = *self;
         if collective.world_size() == 1 {
             return Ok(());
         }
         integers(backend, &mut maxima, |host| collective.all_reduce_max(host))?;
         integers(backend, &mut sums, |host| collective.all_reduce_sum(host))?;
-        if reals.is_empty() {
-            return Ok(());
-        }
-        let parts = reals.iter().map(|part| backend.read_reals(part)).collect::<Result<Vec<_>, _>>()?;
-        let mut host = parts.concat();
-        collective.all_reduce_sum_reals(&mut host)?;
-        let mut rest = &host[..];
-        for (part, own) in reals.iter_mut().zip(parts) {
-            let (values, after) = rest.split_at(own.len());
-            backend.write_reals(part, values)?;
-            rest = after;
-        }
-        Ok(())
+        let mut reduce = |host: &mut [f32]| collective.all_reduce_sum_reals(host);
+        floats(reals, |part| backend.read_reals(part), |part, values| backend.write_reals(part, values), &mut reduce)?;
+        floats(halves, |part| backend.read_halves(part), |part, values| backend.write_halves(part, values), &mut reduce)
     }
+}
+
+/// Brings vectors of floats to the host, reduces them there as one and puts them back.
+fn floats<V>(
+    vectors: Vec<&mut V>,
+    read: impl Fn(&V) -> Result<Vec<f32>, KernelError>,
+    write: impl Fn(&mut V, &[f32]) -> Result<(), KernelError>,
+    reduce: &mut dyn FnMut(&mut [f32]) -> Result<(), CollectiveError>,
+) -> Result<(), WorkerError> {
+    if vectors.is_empty() {
+        return Ok(());
+    }
+    let parts = vectors.iter().map(|part| read(part)).collect::<Result<Vec<_>, _>>()?;
+    let mut host = parts.concat();
+    reduce(&mut host)?;
+    let mut rest = &host[..];
+    for (vector, part) in vectors.into_iter().zip(parts) {
+        let (values, after) = rest.split_at(part.len());
+        write(vector, values)?;
+        rest = after;
+    }
+    Ok(())
 }
 
 /// Brings vectors of integers to the host, reduces them there as one and puts them back.

@@ -98,6 +98,7 @@ mod cuda {
                 Operand::Sum(values) => Reduction::sum(values),
                 Operand::Max(values) => Reduction::max(values),
                 Operand::SumReals(values) => Reduction::sum_reals(values),
+                Operand::SumHalves(values) => Reduction::sum_halves(values),
             };
             self.batch.enqueue(reduction.in_pieces_of(PIECE)).map_err(failed)
         }

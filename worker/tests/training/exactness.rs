@@ -170,14 +170,20 @@ fn shards_that_are_not_the_next_step_are_refused() {
 /// exact ones are the default.
 #[test]
 fn fast_sums_are_the_same_on_all_ranks_and_near_the_exact_ones() {
-    let fast = RunSpec { reduction: Reduction::Fast as i32, ..run_with_dropout(0.1) };
     let exact = train(&run_with_dropout(0.1), 1, 1, |_, _| 0);
-    for world_size in 1..=3 {
-        let outcomes = train(&fast, world_size, 1, |index, world_size| index % world_size);
-        for (fast, exact) in outcomes.iter().zip(&exact) {
-            let near = |a: f64, b: f64, tolerance: f64| (a - b).abs() <= tolerance * b.abs();
-            assert!(near(fast.loss, exact.loss, 1e-5), "{fast:?} {exact:?}");
-            assert!(near(fast.grad_norm, exact.grad_norm, 1e-4), "{fast:?} {exact:?}");
+    // Sums that travel as bf16 lose what a rounding of 2^-9 loses; less than that would mean that they did not.
+    for (reduction, losses, norms) in [(Reduction::Fast, 1e-5, 1e-4), (Reduction::FastBf16, 2e-3, 4e-3)] {
+        let fast = RunSpec { reduction: reduction as i32, ..run_with_dropout(0.1) };
+        for world_size in 1..=3 {
+            let outcomes = train(&fast, world_size, 1, |index, world_size| index % world_size);
+            let mut apart: f64 = 0.0;
+            for (fast, exact) in outcomes.iter().zip(&exact) {
+                let off = |a: f64, b: f64| (a / b - 1.0).abs();
+                assert!(off(fast.loss, exact.loss) <= losses, "{reduction:?} {fast:?} {exact:?}");
+                assert!(off(fast.grad_norm, exact.grad_norm) <= norms, "{reduction:?} {fast:?} {exact:?}");
+                apart = apart.max(off(fast.grad_norm, exact.grad_norm));
+            }
+            assert_eq!(apart > 1e-6, reduction == Reduction::FastBf16, "{reduction:?}: {apart:e}");
         }
     }
 }

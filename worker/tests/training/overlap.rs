@@ -37,6 +37,7 @@ impl<'a> Reductions<'a, CpuBackend> for Recording<'a> {
             Operand::Sum(values) => ("sum", self.backend.integers_len(values)),
             Operand::Max(values) => ("maximum", self.backend.integers_len(values)),
             Operand::SumReals(values) => ("sum of reals", self.backend.read_reals(values)?.len()),
+            Operand::SumHalves(values) => ("sum of halves", self.backend.read_halves(values)?.len()),
         };
         let now = self.recorder.progress.heartbeat();
         self.recorder.events.push((kind, len, now.phase(), now.progress));
@@ -72,7 +73,8 @@ fn shape(events: &[Event]) -> Vec<(&'static str, usize)> {
 
 #[test]
 fn layers_are_reduced_from_the_top_while_those_below_are_computed() {
-    for (reduction, kind) in [(Reduction::Exact, "sum"), (Reduction::Fast, "sum of reals")] {
+    let kinds = [(Reduction::Exact, "sum"), (Reduction::Fast, "sum of reals"), (Reduction::FastBf16, "sum of halves")];
+    for (reduction, kind) in kinds {
         let run = RunSpec { reduction: reduction as i32, ..run_spec() };
         let events = events(&run, |_| true);
         let mut kinds = vec![kind; LAYERS];

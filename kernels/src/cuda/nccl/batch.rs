@@ -1,6 +1,6 @@
 //! Reductions: what is to be reduced, and several of them under way at once.
 
-use super::super::buffers::{IntegerVector, Vector};
+use super::super::buffers::{HalfVector, IntegerVector, Vector};
 use super::super::memory::Buffer;
 use super::calls::Operand;
 use super::{Communicator, CommunicatorError};
@@ -41,6 +41,13 @@ impl<'a> Reduction<'a> {
     pub fn sum_reals(values: &'a mut Vector) -> Self {
         let (len, data, reduction) = (values.len, ncclDataType_t::ncclFloat32, ncclRedOp_t::ncclSum);
         Self::whole("sum of reals", &values.buffer, size_of::<f32>(), len, data, reduction)
+    }
+
+    /// The elementwise sum over all ranks in bf16: each addition rounds.
+    #[must_use]
+    pub fn sum_halves(values: &'a mut HalfVector) -> Self {
+        let (len, data, reduction) = (values.len, ncclDataType_t::ncclBfloat16, ncclRedOp_t::ncclSum);
+        Self::whole("sum of halves", &values.buffer, size_of::<u16>(), len, data, reduction)
     }
 
     fn integers(what: &'static str, values: &'a mut IntegerVector, reduction: ncclRedOp_t) -> Self {

@@ -13,6 +13,7 @@ impl Backend for ReferenceBackend {
     type Activations = Matrix;
     type Reals = Vec<f64>;
     type Integers = Vec<i64>;
+    type Halves = Vec<f64>;
     type Indices = Vec<u32>;
     type Linear = FrozenLinear;
     type Embedding = Table;
@@ -98,6 +99,20 @@ impl Backend for ReferenceBackend {
         length("read_integers", "values", values.len(), vector.len())?;
         values.copy_from_slice(vector);
         Ok(())
+    }
+
+    fn halves(&self, len: usize) -> Result<Vec<f64>> {
+        Ok(vec![0.0; len])
+    }
+
+    fn write_halves(&self, vector: &mut Vec<f64>, values: &[f32]) -> Result<()> {
+        length("write_halves", "values", values.len(), vector.len())?;
+        *vector = values.iter().map(|&value| Rounding::Bf16.round(value.into())).collect();
+        Ok(())
+    }
+
+    fn read_halves(&self, vector: &Vec<f64>) -> Result<Vec<f32>> {
+        Ok(narrow(vector))
     }
 
     fn upload_indices(&self, values: &[u32]) -> Result<Vec<u32>> {
@@ -355,6 +370,19 @@ impl Backend for ReferenceBackend {
 
     fn copy_reals(&self, from: &Vec<f64>, to: &mut Vec<f64>, first: usize) -> Result<()> {
         check::stretch("copy_reals", first, from.len(), to.len())?;
+        to[first..first + from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    fn narrow(&self, from: &Vec<f64>, to: &mut Vec<f64>) -> Result<()> {
+        length("narrow", "from", from.len(), to.len())?;
+        // What is rounded is the f32 of the contract.
+        *to = from.iter().map(|&value| Rounding::Bf16.round(f64::from(value as f32))).collect();
+        Ok(())
+    }
+
+    fn widen(&self, from: &Vec<f64>, to: &mut Vec<f64>, first: usize) -> Result<()> {
+        check::stretch("widen", first, from.len(), to.len())?;
         to[first..first + from.len()].copy_from_slice(from);
         Ok(())
     }
