@@ -120,7 +120,7 @@ test-gpu: $(or $(BUNDLE),$(OWN_BUNDLE))
 
 # Seeded faults in kernels and host code, which those tests must catch: emulated as they are.
 mutants: cuda softgpu
-	kernels/cuda/mutants/run.py --cargo $(CARGO) --lib $(CUDA_LIB) --target $(TARGET_DIR)
+	kernels/cuda/mutants/run.py --cargo $(CARGO) --packages='$(CUDA_FEATURES)' --lib $(CUDA_LIB) --target $(TARGET_DIR)
 
 # Global memory that each kernel moves, beside the least it could: emulated, but exact. Its output is the JSON lines alone.
 # With LLMC_DIR, also operations that llm.c has, side by side.

@@ -55,7 +55,7 @@ class Bench:
 
     def __init__(self, arguments, scratch):
         self.nvcc = toolchain.toolkit(arguments.cache.resolve()) / "bin" / "nvcc"
-        self.cargo = arguments.cargo
+        self.cargo, self.packages = arguments.cargo, arguments.packages.split()
         self.target = arguments.target.resolve()
         self.workspace = copy_of_workspace(self.target / "mutants")
         # Copies: a build meanwhile must not change them.
@@ -65,8 +65,8 @@ class Bench:
 
     def build(self, workspace):
         """Builds the tests of a workspace; their programs, or None when they do not compile."""
-        command = [self.cargo, "test", "--locked", "-p", "ballast-kernels", "--features", "cuda,reference", "--no-run",
-                   "--message-format=json", *(word for suite in SUITES for word in ("--test", suite))]
+        command = [self.cargo, "test", "--locked", *self.packages, "--no-run", "--message-format=json",
+                   *(word for suite in SUITES for word in ("--test", suite))]
         if workspace != REPOSITORY:
             command += ["--config", "profile.dev.package.ballast-kernels.opt-level=1"]  # Compiled often, run once.
         environment = dict(os.environ, CARGO_TARGET_DIR=str(self.target), CARGO_INCREMENTAL="1",
@@ -177,6 +177,8 @@ def main():
     parser = argparse.ArgumentParser(description="Runs seeded faults in the CUDA backend against its tests.")
     parser.add_argument("--lib", type=Path, required=True, help="directory of the device's libraries")
     parser.add_argument("--cargo", default="cargo")
+    parser.add_argument("--packages", default="-p ballast-kernels --features cuda,reference",
+                        help="what cargo is told to test; the same as in another build, so that dependencies are not compiled twice")
     parser.add_argument("--target", type=Path, default=REPOSITORY / "target", help="cargo's target directory")
     parser.add_argument("--cache", type=Path, default=toolchain.default_cache(), help="directory of the compiler")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="mutants at once")
