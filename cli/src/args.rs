@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Set finished runs side by side.
     Compare(CompareArgs),
+    /// Prove from a run's ledger that every sample was trained exactly once per epoch, and tell what happened.
+    Audit(AuditArgs),
     /// Explain an error code; without one, list all.
     Explain(ExplainArgs),
 }
@@ -150,6 +152,17 @@ pub(crate) struct CompareArgs {
     #[arg(value_name = "RUN", required = true, num_args = 2..)]
     pub(crate) runs: Vec<PathBuf>,
     /// Print JSON in place of tables.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `ballast audit`.
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    /// The run directory, or its ledger.
+    #[arg(value_name = "RUN")]
+    pub(crate) run: PathBuf,
+    /// Print JSON in place of text.
     #[arg(long)]
     pub(crate) json: bool,
 }

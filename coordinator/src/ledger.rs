@@ -3,18 +3,24 @@
 //! An append-only file of JSON lines, each ending in the CRC-32 of what stands before it, each fsynced before its step
 //! counts as committed. A restarted coordinator appends `start`; when the newest checkpoint is older than the head it
 //! appends `rewind`, which voids later steps but keeps their records: a step redone under the same recipe must reproduce
-//! the state hash of its voided record. [`verify`] proves from the file alone that every sample was trained exactly once
-//! per epoch.
+//! the state hash of its voided record. When it ends it appends `end`; a chapter without one ended with its process.
+//! [`verify`] proves from the records alone that every sample was trained exactly once per epoch, and [`audit`] tells the run's
+//! story from them.
 
+mod audit;
 mod file;
 mod samples;
 mod verify;
 
+pub use audit::{Audit, Chapter, Span, audit};
 pub use file::{Ledger, LedgerError, read};
 pub use samples::SampleSet;
 pub use verify::{Verified, verify};
 
 use serde::{Deserialize, Serialize};
+
+/// Its name in a run directory.
+pub const LEDGER: &str = "ledger";
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +32,12 @@ pub enum Record {
         epoch: u64,
         /// Hash of all that decides which state a step leads to.
         recipe: String,
+        /// Samples of the prepared set; 0 where an older version wrote this.
+        #[serde(default)]
+        samples: u64,
+        /// When, in milliseconds since 1970; 0 where an older version wrote this.
+        #[serde(default)]
+        at_ms: u64,
     },
     /// A step was committed.
     Step(StepRecord),
@@ -33,6 +45,15 @@ pub enum Record {
     Rewind {
         /// Newest step that still counts.
         to: u64,
+    },
+    /// A coordinator ended the run or gave it up.
+    End {
+        /// When, in milliseconds since 1970.
+        at_ms: u64,
+        /// Code of the failure that ended it early.
+        code: Option<String>,
+        /// One sentence.
+        reason: String,
     },
 }
 
@@ -55,4 +76,7 @@ pub struct StepRecord {
     pub tokens: u64,
     /// SHA-256 (hex) of the training state after it.
     pub state_sha256: String,
+    /// When it was committed, in milliseconds since 1970; 0 where an older version wrote this.
+    #[serde(default)]
+    pub at_ms: u64,
 }

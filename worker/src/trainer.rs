@@ -7,7 +7,7 @@ use crate::WorkerError;
 use crate::collective::{DeviceCollective, Reductions};
 use crate::exact::{self, Verdict};
 use crate::lora::{Adapter, DropoutKey, LoraLayout};
-use crate::model::{Batch, Decoder, Keep, Pass, Rows};
+use crate::model::{Batch, Decoder, Keep, OnLayer, Pass, Rows};
 use crate::objective::sft;
 use crate::optimizer::Optimizer;
 use crate::packed::Packed;
@@ -282,7 +282,7 @@ fn forward_backward<B: Backend>(
     keep: Keep,
     progress: &Progress,
     gradient: &mut B::Reals,
-    on_layer: &mut dyn FnMut(usize, &B::Reals) -> Result<(), WorkerError>,
+    on_layer: &mut OnLayer<'_, B>,
 ) -> Result<f64, WorkerError> {
     let backend = &**decoder.backend();
     let batch = Batch::new(backend, &packed.ids, &packed.layout)?;

@@ -1,5 +1,6 @@
 //! One module a command.
 
+mod audit;
 mod compare;
 mod config;
 mod coordinator;
@@ -22,6 +23,7 @@ pub(crate) fn run(command: Command, screen: &Screen) -> anyhow::Result<u8> {
         Command::Config(command) => config::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Compare(args) => compare::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Explain(args) => explain::run(&args),
     }
 }

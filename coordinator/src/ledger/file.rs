@@ -168,13 +168,22 @@ impl Ledger {
         verify(&records, samples).map_err(|problem| LedgerError::Broken { path: self.path.clone(), problem })
     }
 
-    /// Records that a coordinator takes over at step `from`, voiding later steps.
+    /// Records that a coordinator takes over at step `from`, voiding later steps; `samples` are in the prepared set.
     ///
     /// # Errors
     /// [`LedgerError`]
-    pub fn start(&mut self, epoch: u64, recipe: &str, from: u64) -> Result<(), LedgerError> {
-        self.append(Record::Start { epoch, recipe: recipe.to_owned() })?;
+    pub fn start(&mut self, epoch: u64, recipe: &str, samples: u64, from: u64, at_ms: u64) -> Result<(), LedgerError> {
+        self.append(Record::Start { epoch, recipe: recipe.to_owned(), samples, at_ms })?;
         if from < self.head() { self.append(Record::Rewind { to: from }) } else { Ok(()) }
+    }
+
+    /// Records how a coordinator's work ended.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn end(&mut self, at_ms: u64, code: Option<ErrorCode>, reason: &str) -> Result<(), LedgerError> {
+        let code = code.map(|code| code.as_str().to_owned());
+        self.append(Record::End { at_ms, code, reason: reason.to_owned() })
     }
 
     /// Commits a step: when this returns, it is durable.
@@ -198,6 +207,7 @@ impl Ledger {
     fn apply(&mut self, record: Record) -> Result<(), LedgerError> {
         match record {
             Record::Start { recipe, .. } => self.recipe = recipe.into(),
+            Record::End { .. } => {}
             Record::Rewind { to } => {
                 let void = self.lineage.split_off(&to.saturating_add(1));
                 self.voided.extend(void);
@@ -284,6 +294,7 @@ mod tests {
             loss_tokens: 3,
             tokens: 4,
             state_sha256: hex::encode([state; 32]),
+            at_ms: 1000 * step,
         }
     }
 
@@ -296,7 +307,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger");
         let mut written = ledger(&path);
-        written.start(1, "r", 0).unwrap();
+        written.start(1, "r", 4, 0, 7).unwrap();
         for n in 1..=3 {
             written.commit(step(n, n as u8)).unwrap();
         }
@@ -356,13 +367,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger");
         let mut first = ledger(&path);
-        first.start(1, "r", 0).unwrap();
+        first.start(1, "r", 4, 0, 7).unwrap();
         for n in 1..=3 {
             first.commit(step(n, n as u8)).unwrap();
         }
         drop(first);
         let mut second = ledger(&path);
-        second.start(2, "r", 1).unwrap();
+        second.start(2, "r", 4, 1, 7).unwrap();
         assert_eq!(second.head(), 1);
         second.commit(step(2, 2)).unwrap();
         let error = second.commit(step(3, 9)).unwrap_err();
@@ -371,7 +382,7 @@ mod tests {
         drop(second);
         // Under another recipe (more steps, so other learning rates) there is nothing to reproduce.
         let mut third = ledger(&path);
-        third.start(3, "other", 2).unwrap();
+        third.start(3, "other", 4, 2, 7).unwrap();
         third.commit(step(3, 9)).unwrap();
     }
 }

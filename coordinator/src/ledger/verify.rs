@@ -33,6 +33,7 @@ pub fn verify(records: &[Record], samples: u64) -> Result<Verified, String> {
                 return Err(format!("coordinator epoch {next} follows {epoch}"));
             }
             Record::Start { epoch: next, .. } => epoch = *next,
+            Record::End { .. } => {}
             Record::Rewind { to } => redone += lineage.split_off(&(to + 1)).len() as u64,
             Record::Step(step) => {
                 let head = lineage.last_key_value().map_or(0, |(head, _)| *head);
@@ -103,11 +104,12 @@ mod tests {
             loss_tokens: 1,
             tokens: 1,
             state_sha256: String::new(),
+            at_ms: 0,
         })
     }
 
     fn start(epoch: u64) -> Record {
-        Record::Start { epoch, recipe: "r".into() }
+        Record::Start { epoch, recipe: "r".into(), samples: 4, at_ms: 0 }
     }
 
     #[test]

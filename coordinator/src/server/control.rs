@@ -2,6 +2,7 @@
 
 use super::{
     blueprint::Blueprint,
+    directory::now_ms,
     display::Display,
     metrics::StepMetrics,
     progress::RunEvent,
@@ -361,6 +362,7 @@ impl Control {
             loss_tokens: commit.loss_tokens,
             tokens: commit.tokens,
             state_sha256: hex::encode(&commit.state_sha256),
+            at_ms: now_ms(),
         };
         self.hashes.insert(commit.step, commit.state_sha256);
         self.in_flight.insert(commit.step, metrics.clone());

@@ -3,7 +3,7 @@
 use super::blueprint::Blueprint;
 use crate::{
     checkpoint::{self, Checkpoint, LocalStore, RunRecord, StateRecord, Store},
-    ledger::Ledger,
+    ledger::{LEDGER, Ledger},
     membership::Start,
     report::{REPORT, Report},
 };
@@ -12,9 +12,9 @@ use std::{
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-const LEDGER: &str = "ledger";
 const LOCK: &str = ".lock";
 
 /// A run directory that belongs to this coordinator alone.
@@ -72,11 +72,11 @@ impl RunDirectory {
     }
 
     /// Takes a new epoch and opens a new chapter of the ledger: from here on the directory has changed hands.
-    pub(super) fn take(&mut self, recipe: &str) -> Result<u64, Failure> {
+    pub(super) fn take(&mut self, recipe: &str, samples: u64) -> Result<u64, Failure> {
         self.record.write(&*self.store)?;
         let epoch = checkpoint::take_epoch(&*self.store)?;
         let voided = self.ledger.head().saturating_sub(self.start.step());
-        self.ledger.start(epoch, recipe, self.start.step())?;
+        self.ledger.start(epoch, recipe, samples, self.start.step(), now_ms())?;
         if voided > 0 {
             self.warnings.push(format!(
                 "{voided} steps after the newest checkpoint (step {}) are trained again; each must lead to the same state",
@@ -85,6 +85,11 @@ impl RunDirectory {
         }
         Ok(epoch)
     }
+}
+
+/// Milliseconds since 1970, for the record: nothing is decided by it.
+pub(super) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Locks the directory against a second live coordinator. The kernel lets go of it when the process ends, however.

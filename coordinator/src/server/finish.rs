@@ -1,6 +1,6 @@
 //! The last files of a run: the adapter and the report.
 
-use super::{blueprint::Blueprint, control::Ended, metrics::StepMetrics};
+use super::{blueprint::Blueprint, control::Ended, directory::now_ms, metrics::StepMetrics};
 use crate::{
     checkpoint::{self, FinalAdapter, StateRecord, Store},
     config::LookAheadMode,
@@ -72,7 +72,8 @@ impl Conclusion {
     fn files(self, outcome: &RunOutcome) -> Result<RunOutcome, Failure> {
         let Self { blueprint, store, run_directory, ended, total_seconds, earlier } = self;
         let evaluation_seconds = ended.display.evaluation_time().map(|t| t.as_secs_f64());
-        let ledger = ended.recorder.finish()?;
+        let mut ledger = ended.recorder.finish()?;
+        ledger.end(now_ms(), outcome.failure.as_ref().map(|failure| failure.code), &outcome.reason)?;
         let exactly_once = ledger.verify(blueprint.data.samples.len() as u64)?;
         let accept = |state: &StateRecord| match ledger.step(state.step) {
             Some(step) if step.state_sha256 == state.state_sha256 => Ok(()),

@@ -310,7 +310,7 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
         }));
     }
     let recipe = directory.record.recipe(blueprint.steps_matter());
-    let epoch = directory.take(&recipe)?;
+    let epoch = directory.take(&recipe, blueprint.data.samples.len() as u64)?;
     Ok(Opened::Taken { directory: Box::new(directory), epoch })
 }
 

@@ -7,6 +7,9 @@ use crate::lora::Reach;
 use ballast_basemodel::Projection;
 use ballast_kernels::{Backend, Direction, Target};
 
+/// What hears of a layer whose gradient is complete: its number, and the gradient of all.
+pub type OnLayer<'a, B> = dyn FnMut(usize, &<B as Backend>::Reals) -> Result<(), WorkerError> + 'a;
+
 impl<B: Backend> Decoder<B> {
     /// Gradient of the adapter, given the gradient of the hidden states at `rows`.
     ///
@@ -23,7 +26,7 @@ impl<B: Backend> Decoder<B> {
         rows: &Rows<B>,
         tape: Tape<B>,
         gradient: &mut B::Reals,
-        on_layer: &mut dyn FnMut(usize, &B::Reals) -> Result<(), WorkerError>,
+        on_layer: &mut OnLayer<'_, B>,
     ) -> Result<(), WorkerError> {
         let Some(adapter) = pass.adapter else { return Ok(()) };
         let Tape { layers, mut last } = tape;

@@ -10,6 +10,7 @@ mod forward;
 mod load;
 mod rotary;
 
+pub use backward::OnLayer;
 pub use batch::{Batch, Rows};
 pub use decode::DecodeCache;
 pub use forward::{Keep, Tape};

@@ -1,0 +1,248 @@
+//! The story of a run, from its ledger alone.
+
+use super::{Record, StepRecord, Verified, verify};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// What a ledger tells.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Audit {
+    /// Samples of the prepared set.
+    pub samples: u64,
+    /// The proof.
+    pub verified: Verified,
+    /// Redone steps that were trained by the same recipe before, all of which led to the same state.
+    pub reproduced: u64,
+    /// SHA-256 (hex) of the training state after the newest step.
+    pub state_sha256: Option<String>,
+    /// One for each coordinator.
+    pub chapters: Vec<Chapter>,
+    /// Seconds that faults cost: for each chapter after the first, from the newest step that it kept to its first own, less what
+    /// that step's own time would have been (the median).
+    pub lost_seconds: f64,
+}
+
+/// What one coordinator did.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Chapter {
+    /// Its epoch.
+    pub epoch: u64,
+    /// The step that it went on from.
+    pub from: u64,
+    /// Steps of earlier chapters that it had to void.
+    pub voided: u64,
+    /// Its generations, in order.
+    pub generations: Vec<Span>,
+    /// How it ended; `None` when its process ended without a word.
+    pub ending: Option<String>,
+    /// Code of the failure that it ended with.
+    pub code: Option<String>,
+    /// Seconds from the newest step that it kept to its first own; 0 for the first chapter.
+    #[serde(skip)]
+    gap_seconds: f64,
+    #[serde(skip)]
+    stepped: bool,
+}
+
+/// Steps that one generation committed, whether they still count or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Span {
+    /// `epoch.number`.
+    pub generation: String,
+    /// Its first step.
+    pub first_step: u64,
+    /// Its last step.
+    pub last_step: u64,
+}
+
+/// Checks a ledger's records and tells their story.
+///
+/// # Errors
+/// In words, what makes them no proof: see [`verify`]; and a redone step that led to another state than its voided record.
+pub fn audit(records: &[Record]) -> Result<Audit, String> {
+    let samples = records.iter().rev().find_map(|record| match record {
+        Record::Start { samples, .. } => Some(*samples),
+        _ => None,
+    });
+    let samples = samples.ok_or("no coordinator has begun")?;
+    if samples == 0 {
+        return Err("it was begun by a version that did not record how many samples there are".into());
+    }
+    let verified = verify(records, samples)?;
+    let mut reader = Reader::default();
+    records.iter().try_for_each(|record| reader.read(record))?;
+    let Reader { chapters, lineage, reproduced, .. } = reader;
+    let usual = median_step(&lineage);
+    let lost = |chapter: &Chapter| if chapter.stepped { (chapter.gap_seconds - usual).max(0.0) } else { 0.0 };
+    Ok(Audit {
+        samples,
+        verified,
+        reproduced,
+        state_sha256: lineage.last_key_value().map(|(_, (step, _))| step.state_sha256.clone()),
+        lost_seconds: chapters.iter().skip(1).map(lost).sum(),
+        chapters,
+    })
+}
+
+/// Seconds between commits of neighbouring steps of one generation.
+fn median_step(lineage: &BTreeMap<u64, (&StepRecord, &str)>) -> f64 {
+    let steps: Vec<&StepRecord> = lineage.values().map(|(step, _)| *step).collect();
+    let neighbours = steps.windows(2).filter(|pair| pair[0].generation == pair[1].generation);
+    let mut seconds: Vec<f64> = neighbours.map(|pair| seconds(pair[0].at_ms, pair[1].at_ms)).collect();
+    seconds.sort_unstable_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied().unwrap_or(0.0)
+}
+
+fn seconds(from_ms: u64, to_ms: u64) -> f64 {
+    // An older version, or a clock that was set back, tells nothing.
+    if from_ms == 0 { 0.0 } else { to_ms.saturating_sub(from_ms) as f64 / 1000.0 }
+}
+
+#[derive(Default)]
+struct Reader<'a> {
+    chapters: Vec<Chapter>,
+    recipe: &'a str,
+    /// Steps that count, with the recipe that they were trained by.
+    lineage: BTreeMap<u64, (&'a StepRecord, &'a str)>,
+    voided: BTreeMap<u64, (&'a StepRecord, &'a str)>,
+    reproduced: u64,
+}
+
+impl<'a> Reader<'a> {
+    fn read(&mut self, record: &'a Record) -> Result<(), String> {
+        let head = self.lineage.last_key_value().map_or(0, |(step, _)| *step);
+        match record {
+            Record::Start { epoch, recipe, .. } => {
+                self.recipe = recipe;
+                self.chapters.push(Chapter {
+                    epoch: *epoch,
+                    from: head,
+                    voided: 0,
+                    generations: Vec::new(),
+                    ending: None,
+                    code: None,
+                    gap_seconds: 0.0,
+                    stepped: false,
+                });
+            }
+            Record::Rewind { to } => {
+                let void = self.lineage.split_off(&to.saturating_add(1));
+                if let Some(chapter) = self.chapters.last_mut() {
+                    (chapter.from, chapter.voided) = (*to, void.len() as u64);
+                }
+                self.voided.extend(void);
+            }
+            Record::Step(step) => self.step(step)?,
+            Record::End { code, reason, .. } => {
+                if let Some(chapter) = self.chapters.last_mut() {
+                    (chapter.code, chapter.ending) = (code.clone(), Some(reason.clone()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &'a StepRecord) -> Result<(), String> {
+        if let Some((void, recipe)) = self.voided.get(&step.step)
+            && *recipe == self.recipe
+        {
+            if void.state_sha256 != step.state_sha256 {
+                return Err(format!("step {} led to another state when it was redone", step.step));
+            }
+            self.reproduced += 1;
+        }
+        let kept = self.lineage.last_key_value().map(|(_, (kept, _))| kept.at_ms);
+        if let Some(chapter) = self.chapters.last_mut() {
+            if !chapter.stepped {
+                (chapter.stepped, chapter.gap_seconds) = (true, kept.map_or(0.0, |kept| seconds(kept, step.at_ms)));
+            }
+            let generation = format!("{}.{}", step.generation.0, step.generation.1);
+            match chapter.generations.last_mut() {
+                Some(span) if span.generation == generation => span.last_step = step.step,
+                _ => chapter.generations.push(Span { generation, first_step: step.step, last_step: step.step }),
+            }
+        }
+        self.lineage.insert(step.step, (step, self.recipe));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::SampleSet, *};
+
+    fn step(step: u64, generation: (u64, u64), samples: &[u32], state: &str, at_ms: u64) -> Record {
+        Record::Step(StepRecord {
+            step,
+            data_epoch: 0,
+            generation,
+            samples: SampleSet::new(samples.iter().copied()).unwrap(),
+            loss: 1.0,
+            loss_tokens: 1,
+            tokens: 1,
+            state_sha256: state.into(),
+            at_ms,
+        })
+    }
+
+    fn start(epoch: u64, at_ms: u64) -> Record {
+        Record::Start { epoch, recipe: "r".into(), samples: 4, at_ms }
+    }
+
+    fn end(at_ms: u64, code: Option<&str>) -> Record {
+        Record::End { at_ms, code: code.map(Into::into), reason: "so".into() }
+    }
+
+    /// Killed after step 3, of which step 1 is kept; then a failure, then the end.
+    fn eventful(redone: &str) -> Vec<Record> {
+        vec![
+            start(1, 1_000),
+            step(1, (1, 1), &[0], "a", 2_000),
+            step(2, (1, 1), &[1], "b", 3_000),
+            step(3, (1, 1), &[2], "c", 4_000),
+            start(2, 9_000),
+            Record::Rewind { to: 1 },
+            step(2, (2, 2), &[1], redone, 11_000),
+            end(12_000, Some("B4001")),
+            start(3, 13_000),
+            step(3, (3, 3), &[2], "c", 15_000),
+            step(4, (3, 3), &[3], "d", 16_000),
+            end(17_000, None),
+        ]
+    }
+
+    #[test]
+    fn a_run_tells_its_story() {
+        let told = audit(&eventful("b")).unwrap();
+        assert_eq!((told.samples, told.reproduced, told.state_sha256.as_deref()), (4, 2, Some("d")));
+        assert_eq!(told.verified, Verified { head: 4, complete_epochs: 1, in_progress: 0, redone: 2 });
+        let chapters: Vec<_> = told.chapters.iter().map(|c| (c.epoch, c.from, c.voided, c.code.as_deref())).collect();
+        assert_eq!(chapters, [(1, 0, 0, None), (2, 1, 2, Some("B4001")), (3, 2, 0, None)]);
+        assert_eq!(told.chapters[0].ending, None, "killed");
+        assert_eq!(told.chapters[2].ending.as_deref(), Some("so"));
+        let span =
+            |generation: &str, first_step, last_step| Span { generation: generation.into(), first_step, last_step };
+        assert_eq!(told.chapters[0].generations, [span("1.1", 1, 3)]);
+        assert_eq!(told.chapters[2].generations, [span("3.3", 3, 4)]);
+        // From step 1 at 2 s to its successor at 11 s, and from 11 s to 15 s, less a usual second each.
+        assert!((told.lost_seconds - 11.0).abs() < 1e-9, "{}", told.lost_seconds);
+    }
+
+    #[test]
+    fn what_is_no_proof_is_told() {
+        assert!(audit(&eventful("x")).unwrap_err().contains("step 2 led to another state"));
+        assert!(audit(&[]).unwrap_err().contains("no coordinator"));
+        let twice = [start(1, 0), step(1, (1, 1), &[0], "a", 0), step(2, (1, 1), &[0], "b", 0)];
+        assert!(audit(&twice).unwrap_err().contains("a second time"));
+        let old = Record::Start { epoch: 1, recipe: "r".into(), samples: 0, at_ms: 0 };
+        assert!(audit(&[old]).unwrap_err().contains("did not record how many samples"));
+    }
+
+    /// Lines of an older version have no times.
+    #[test]
+    fn older_lines_are_read() {
+        let line = r#"{"kind":"start","epoch":1,"recipe":"r"}"#;
+        let read: Record = serde_json::from_str(line).unwrap();
+        assert_eq!(read, Record::Start { epoch: 1, recipe: "r".into(), samples: 0, at_ms: 0 });
+    }
+}
