@@ -5,6 +5,7 @@ use crate::planned::Planned;
 use crate::process::{Printed, Process, binary};
 use anyhow::{Context, Result, ensure};
 use ballast_coordinator::config;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -85,6 +86,16 @@ impl Scene {
             command.env_remove(key);
         }
         command
+    }
+
+    /// What `ballast audit` says of a run directory.
+    ///
+    /// # Errors
+    /// When it proves nothing.
+    pub fn audit(&self, dir: &str) -> Result<Value> {
+        let output = self.ballast("audit").args([dir, "--json"]).output().context("ballast audit")?;
+        ensure!(output.status.success(), "ballast audit {dir}:\n{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// `ballast SUBCOMMAND RUN.toml --set run.dir=DIR --set ...`.

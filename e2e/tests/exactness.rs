@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use ballast_e2e::tiny::{Scene, play};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 
 const DROPOUT: [&str; 2] = ["lora.dropout=0.0", "lora.dropout=0.1"];
 
@@ -57,6 +58,10 @@ fn a_run_stopped_and_resumed_with_another_number_of_workers_gives_the_same_adapt
 
         let resumed = scene.train("halves", &[long[0], long[1], "cluster.workers=3"])?;
         ensure!(resumed == undisturbed, "{resumed} is not {undisturbed}");
+        let audit = proven(scene, "halves")?;
+        let [first, second] = chapters(&audit)?;
+        ensure!(first["code"] == "B7001" || first["ending"].as_str().is_some_and(|e| e.contains("SIGTERM")), "{audit}");
+        ensure!(second["voided"] == 0 && audit["verified"]["redone"] == 0, "{audit}");
         Ok(())
     })
 }
@@ -72,6 +77,22 @@ fn a_killed_run_resumes_to_the_same_adapter() -> Result<()> {
         ensure!(process.exit_code()? == 128 + Signal::SIGKILL as i32);
         let resumed = scene.train("killed", &long)?;
         ensure!(resumed == undisturbed, "{resumed} is not {undisturbed}");
+        let audit = proven(scene, "killed")?;
+        let [first, second] = chapters(&audit)?;
+        ensure!(first["ending"].is_null() && second["ending"].is_string(), "{audit}");
+        ensure!(second["voided"] == audit["verified"]["redone"] && second["voided"] == audit["reproduced"], "{audit}");
+        ensure!(audit["state_sha256"] == proven(scene, "whole")?["state_sha256"], "{audit}");
         Ok(())
     })
+}
+
+/// The audit of a run of 60 steps, all of which count.
+fn proven(scene: &Scene, dir: &str) -> Result<Value> {
+    let audit = scene.audit(dir)?;
+    ensure!(audit["verified"]["head"] == 60, "{audit}");
+    Ok(audit)
+}
+
+fn chapters(audit: &Value) -> Result<&[Value; 2]> {
+    audit["chapters"].as_array().and_then(|all| all.as_array()).with_context(|| format!("not two chapters: {audit}"))
 }

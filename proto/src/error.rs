@@ -96,7 +96,7 @@ error_table! {
     CheckpointMismatch = "B5003", FailedPrecondition, false, FAILED, "the checkpoint belongs to another run";
     RunDirectoryInUse = "B5004", FailedPrecondition, false, FAILED, "the run directory is in use or holds another run";
     LedgerCorrupt = "B5005", DataLoss, false, FAILED, "the ledger is damaged";
-    ReportUnreadable = "B5006", FailedPrecondition, false, FAILED, "the report of a run cannot be read";
+    ReportUnreadable = "B5006", FailedPrecondition, false, FAILED, "the report or ledger of a run cannot be read";
 
     NonFinite = "B6001", FailedPrecondition, false, FAILED, "loss or gradient is not finite";
     StateDiverged = "B6002", Internal, false, FAILED, "workers disagree about the training state";

@@ -73,6 +73,15 @@ pub(crate) fn cases() -> Vec<Case> {
             std::fs::create_dir(s.path("old")).unwrap();
             s.write("old/report.json", "{\"format\": 1");
         }),
+        case("an audit of something that is no run", "B5006", &["audit", "model"], |_| {}),
+        case("an audit of a garbled ledger", "B5005", &["audit", "old"], |s| {
+            std::fs::create_dir(s.path("old")).unwrap();
+            s.write("old/ledger", "{\"kind\":\"start\"}\n{\"kind\":\"start\"}\n");
+        }),
+        case("an audit of an empty ledger", "B5005", &["audit", "old"], |s| {
+            std::fs::create_dir(s.path("old")).unwrap();
+            s.write("old/ledger", "");
+        }),
     ]
 }
 
