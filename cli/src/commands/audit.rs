@@ -48,7 +48,7 @@ fn describe(audit: &Audit, torn: bool) -> String {
     }
     let verified = &audit.verified;
     line(format!(
-        "{} steps count; {} were redone, {} of them by the same recipe and to the same state",
+        "steps that count: {}; redone: {}, of them by the same recipe and to the same state: {}",
         verified.head, verified.redone, audit.reproduced
     ));
     line(format!("faults cost {:.1} s", audit.lost_seconds));
@@ -64,6 +64,6 @@ fn beginning(chapter: &Chapter) -> String {
     match (chapter.from, chapter.voided) {
         (0, 0) => format!("coordinator {} began", chapter.epoch),
         (from, 0) => format!("coordinator {} went on after step {from}", chapter.epoch),
-        (from, voided) => format!("coordinator {} went back to step {from}: {voided} steps are void", chapter.epoch),
+        (from, voided) => format!("coordinator {} went back to step {from}, voiding {voided}", chapter.epoch),
     }
 }
