@@ -67,3 +67,26 @@ fn cuda_lines(cuda: &Cuda) -> Vec<(&'static str, String)> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ballast_worker::machine::{Cpu, Missing};
+
+    #[test]
+    fn a_library_that_is_too_old_is_not_told_as_missing() {
+        let missing = |library, remedy| Missing { library, remedy, for_several_workers: true };
+        let cuda = Cuda {
+            driver: None,
+            devices: Vec::new(),
+            cublaslt: None,
+            nccl: Some(21_304),
+            missing: vec![missing("libcublasLt.so.13", "install it"), missing("libnccl.so", "install NCCL 2.14")],
+            failure: None,
+        };
+        let machine = Machine { cpu: Cpu { cores: 2, arithmetic: "cpu f32".into() }, cuda: Some(cuda) };
+        let text = describe(&machine);
+        assert!(text.contains("NCCL          21304 is too old: install NCCL 2.14\n"), "{text}");
+        assert!(text.contains("cuBLASLt      not found: install it\n"), "{text}");
+    }
+}
