@@ -68,6 +68,9 @@ test: cuda softgpu
 		--skip whole_model:: --skip cuda_memory::
 	$(CUDA_TEST) --doc
 	@$(MAKE) --no-print-directory test-cuda
+	@# `ballast` as it ships by default, without CUDA.
+	$(CARGO) test --locked --workspace --no-run --test cli
+	$(CARGO) test --locked --workspace --test cli --test exactness --test losses
 endif
 
 # Exits with 69 where the compiler cannot be had.

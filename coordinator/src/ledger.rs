@@ -3,7 +3,7 @@
 //! An append-only file of JSON lines, each ending in the CRC-32 of what stands before it, each fsynced before its step
 //! counts as committed. A restarted coordinator appends `start`; when the newest checkpoint is older than the head it
 //! appends `rewind`, which voids later steps but keeps their records: a step redone under the same recipe must reproduce
-//! the state hash of its voided record. When it ends it appends `end`; a chapter without one ended with its process.
+//! the state hash of its voided record. When it ends it appends `end`; a chapter without one is at work, or its process died.
 //! [`verify`] proves from the records alone that every sample was trained exactly once per epoch, and [`audit`] tells the run's
 //! story from them.
 
@@ -13,7 +13,7 @@ mod samples;
 mod verify;
 
 pub use audit::{Audit, Chapter, Span, audit};
-pub use file::{Ledger, LedgerError, read};
+pub use file::{Ledger, LedgerError, Tail, read};
 pub use samples::SampleSet;
 pub use verify::{Verified, verify};
 

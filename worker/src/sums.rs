@@ -1,8 +1,8 @@
 //! What the micro-batches of a step add up to: on this rank first, then over all.
 //!
 //! Exact sums hold gradients as integers, so that neither the number of ranks nor their division of the work shows in the
-//! result ([`crate::exact`]). Fast ones hold them as f32, and send them as f32 or bf16: half or a quarter of the traffic, and
-//! bits that depend on the number of ranks.
+//! result ([`crate::exact`]). Fast ones hold them as f32, and send them as f32 or, over NCCL, bf16: half or a quarter of the
+//! traffic, and bits that depend on the number of ranks.
 //! Losses and tokens are summed as integers either way.
 //!
 //! Each layer's sums are a vector of their own, a bucket. With the last micro-batch of a rank they are complete from the top

@@ -113,7 +113,6 @@ impl<B: Backend> Trainer<B> {
         loop {
             progress.set_phase(Phase::Compute);
             let reductions = clock.compute(|| self.accumulate(shard, &micro_batches, &exponents, collective))?;
-            progress.set_phase(Phase::Reduce);
             clock.reduce(|| reductions.wait())?;
             self.sums.read(&self.backend)?;
             match self.sums.flags().judge(&exponents) {
@@ -181,6 +180,8 @@ impl<B: Backend> Trainer<B> {
             let loss = forward_backward(decoder, packed, &adapter, self.keep, progress, gradient, on_layer)?;
             sums.end_micro_batch(batch.index, loss, packed.targets.len())?;
         }
+        // What is left to enqueue may have to wait for other ranks.
+        progress.set_phase(Phase::Reduce);
         sums.finish()
     }
 

@@ -13,20 +13,20 @@ pub(super) fn run(args: &AuditArgs) -> anyhow::Result<u8> {
         let message = format!("{}: there is no ledger: name the directory of a run", path.display());
         return Err(Failure::new(ErrorCode::ReportUnreadable, message).into());
     }
-    let (records, _, torn) = ledger::read(&path).map_err(Failure::from)?;
+    let (records, _, tail) = ledger::read(&path).map_err(Failure::from)?;
     let broken = |problem| Failure::new(ErrorCode::LedgerCorrupt, format!("{}: {problem}", path.display()));
-    let audit = ledger::audit(&records).map_err(broken)?;
+    let audit = ledger::audit(&records, tail).map_err(broken)?;
     let text = if args.json {
         serde_json::to_string_pretty(&audit).context("the audit as JSON")? + "\n"
     } else {
-        describe(&audit, torn)
+        describe(&audit)
     };
     screen::print(&text)?;
     Ok(exit::DONE)
 }
 
 /// The story, a line an event, and the verdict.
-fn describe(audit: &Audit, torn: bool) -> String {
+fn describe(audit: &Audit) -> String {
     let mut text = String::new();
     let mut line = |words: String| {
         // Writing to a string cannot fail.
@@ -43,20 +43,26 @@ fn describe(audit: &Audit, torn: bool) -> String {
             (_, None) => "  it ended without a word, or is still at work".to_owned(),
         });
     }
-    if torn {
-        line("the last line is torn: its step was not committed".to_owned());
+    if audit.unfinished_line {
+        line("the last line is unfinished and not counted".to_owned());
     }
     let verified = &audit.verified;
     line(format!(
         "steps that count: {}; redone: {}, of them by the same recipe and to the same state: {}",
         verified.head, verified.redone, audit.reproduced
     ));
-    line(format!("faults cost {:.1} s", audit.lost_seconds));
-    let epochs = match (verified.complete_epochs, verified.in_progress) {
-        (complete, 0) => format!("{complete} complete epochs"),
-        (complete, begun) => format!("{complete} complete epochs and {begun} samples of the next"),
-    };
-    line(format!("every one of {} samples was trained exactly once per epoch: {epochs}", audit.samples));
+    line(format!("faults and restarts cost {:.1} s", audit.lost_seconds));
+    let samples = audit.samples;
+    line(match (verified.complete_epochs, verified.in_progress) {
+        (0, begun) => format!("no sample was trained twice: {begun} of {samples} so far"),
+        (complete, 0) => {
+            format!("every one of {samples} samples was trained exactly once per epoch: complete epochs {complete}")
+        }
+        (complete, begun) => format!(
+            "every one of {samples} samples was trained exactly once per epoch: complete epochs {complete}, and no sample twice \
+             in the next: {begun} so far"
+        ),
+    });
     text
 }
 
@@ -65,5 +71,55 @@ fn beginning(chapter: &Chapter) -> String {
         (0, 0) => format!("coordinator {} began", chapter.epoch),
         (from, 0) => format!("coordinator {} went on after step {from}", chapter.epoch),
         (from, voided) => format!("coordinator {} went back to step {from}, voiding {voided}", chapter.epoch),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ballast_coordinator::ledger::{Record, SampleSet, StepRecord, Tail};
+
+    fn step(step: u64, epoch: u64, at_ms: u64) -> Record {
+        Record::Step(StepRecord {
+            step,
+            data_epoch: 0,
+            generation: (epoch, epoch),
+            samples: SampleSet::new([step as u32 - 1]).unwrap_or_default(),
+            loss: 1.0,
+            loss_tokens: 1,
+            tokens: 1,
+            state_sha256: format!("{step}"),
+            at_ms,
+        })
+    }
+
+    fn start(epoch: u64, at_ms: u64) -> Record {
+        Record::Start { epoch, recipe: "r".into(), samples: 2, at_ms }
+    }
+
+    fn told(records: &[Record], tail: Tail) -> String {
+        ledger::audit(records, tail).map_or_else(|problem| problem, |audit| describe(&audit))
+    }
+
+    #[test]
+    fn the_story_is_told_in_lines() {
+        let killed = [start(1, 1000), step(1, 1, 2000), step(2, 1, 3000)];
+        assert_eq!(
+            told(&killed[..2], Tail::Unfinished),
+            "coordinator 1 began\n  generation 1.1: steps 1 to 1\n  it ended without a word, or is still at work\n\
+             the last line is unfinished and not counted\n\
+             steps that count: 1; redone: 0, of them by the same recipe and to the same state: 0\n\
+             faults and restarts cost 0.0 s\nno sample was trained twice: 1 of 2 so far\n"
+        );
+        let end = Record::End { at_ms: 9000, code: Some("B4001".into()), reason: "a worker was lost".into() };
+        let again = [&killed[..], &[start(2, 7000), Record::Rewind { to: 1 }, step(2, 2, 8000), end]].concat();
+        assert_eq!(
+            told(&again, Tail::Whole),
+            "coordinator 1 began\n  generation 1.1: steps 1 to 2\n  it ended without a word, or is still at work\n\
+             coordinator 2 went back to step 1, voiding 1\n  generation 2.2: steps 2 to 2\n  B4001: a worker was lost\n\
+             steps that count: 2; redone: 1, of them by the same recipe and to the same state: 1\n\
+             faults and restarts cost 6.0 s\n\
+             every one of 2 samples was trained exactly once per epoch: complete epochs 1\n"
+        );
     }
 }

@@ -208,7 +208,7 @@ pub struct Train {
     /// Largest global gradient norm; 0 switches clipping off.
     pub clip_norm: f64,
     /// How gradients are summed over micro-batches and workers: `exact` gives the same bits for any number of workers,
-    /// `fast` sums f32, `fast-bf16` sends these sums as bf16.
+    /// `fast` sums f32, `fast-bf16` rounds these sums to bf16 to send them (over NCCL; over TCP they travel as f32).
     pub reduction: Reduction,
 }
 

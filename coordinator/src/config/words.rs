@@ -184,7 +184,7 @@ pub enum Reduction {
     Exact,
     /// As f32: less traffic, but bits that depend on the number of workers.
     Fast,
-    /// As f32, and as bf16 between workers: half of that traffic, and coarser.
+    /// As f32, and as bf16 between workers over NCCL: half of that traffic, and coarser. Over TCP they travel as f32.
     #[serde(rename = "fast-bf16")]
     FastBf16,
 }

@@ -1,6 +1,6 @@
 //! The story of a run, from its ledger alone.
 
-use super::{Record, StepRecord, Verified, verify};
+use super::{Record, StepRecord, Tail, Verified, verify};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -17,9 +17,12 @@ pub struct Audit {
     pub state_sha256: Option<String>,
     /// One for each coordinator.
     pub chapters: Vec<Chapter>,
-    /// Seconds that faults cost: for each chapter after the first, from the newest step that it kept to its first own, less what
-    /// that step's own time would have been (the median).
+    /// Seconds that faults and restarts cost: for each chapter after the first, from the newest step that it kept (or the run's
+    /// start) to its first own, less the time between the end of the chapter before and its start, when nobody wanted
+    /// it to run, and less a usual step. A chapter after one that was complete costs nothing.
     pub lost_seconds: f64,
+    /// Whether a line without an end follows the last record.
+    pub unfinished_line: bool,
 }
 
 /// What one coordinator did.
@@ -37,7 +40,11 @@ pub struct Chapter {
     pub ending: Option<String>,
     /// Code of the failure that it ended with.
     pub code: Option<String>,
-    /// Seconds from the newest step that it kept to its first own; 0 for the first chapter.
+    #[serde(skip)]
+    started_ms: u64,
+    #[serde(skip)]
+    ended_ms: Option<u64>,
+    /// Seconds from the newest step that it kept to its first own, less what nobody wanted it to run.
     #[serde(skip)]
     gap_seconds: f64,
     #[serde(skip)]
@@ -59,7 +66,10 @@ pub struct Span {
 ///
 /// # Errors
 /// In words, what makes them no proof: see [`verify`]; and a redone step that led to another state than its voided record.
-pub fn audit(records: &[Record]) -> Result<Audit, String> {
+pub fn audit(records: &[Record], tail: Tail) -> Result<Audit, String> {
+    if tail == Tail::Damaged {
+        return Err("the checksum of its last line does not match".into());
+    }
     let samples = records.iter().rev().find_map(|record| match record {
         Record::Start { samples, .. } => Some(*samples),
         _ => None,
@@ -80,6 +90,7 @@ pub fn audit(records: &[Record]) -> Result<Audit, String> {
         reproduced,
         state_sha256: lineage.last_key_value().map(|(_, (step, _))| step.state_sha256.clone()),
         lost_seconds: chapters.iter().skip(1).map(lost).sum(),
+        unfinished_line: tail == Tail::Unfinished,
         chapters,
     })
 }
@@ -112,7 +123,7 @@ impl<'a> Reader<'a> {
     fn read(&mut self, record: &'a Record) -> Result<(), String> {
         let head = self.lineage.last_key_value().map_or(0, |(step, _)| *step);
         match record {
-            Record::Start { epoch, recipe, .. } => {
+            Record::Start { epoch, recipe, at_ms, .. } => {
                 self.recipe = recipe;
                 self.chapters.push(Chapter {
                     epoch: *epoch,
@@ -121,6 +132,8 @@ impl<'a> Reader<'a> {
                     generations: Vec::new(),
                     ending: None,
                     code: None,
+                    started_ms: *at_ms,
+                    ended_ms: None,
                     gap_seconds: 0.0,
                     stepped: false,
                 });
@@ -133,13 +146,25 @@ impl<'a> Reader<'a> {
                 self.voided.extend(void);
             }
             Record::Step(step) => self.step(step)?,
-            Record::End { code, reason, .. } => {
+            Record::End { code, reason, at_ms } => {
                 if let Some(chapter) = self.chapters.last_mut() {
                     (chapter.code, chapter.ending) = (code.clone(), Some(reason.clone()));
+                    chapter.ended_ms = Some(*at_ms);
                 }
             }
         }
         Ok(())
+    }
+
+    /// See [`Chapter::gap_seconds`]; `now_ms` is when the newest chapter's first step was committed.
+    fn gap_seconds(&self, now_ms: u64) -> f64 {
+        let [.., before, this] = &self.chapters[..] else { return 0.0 };
+        if before.ending.is_some() && before.code.is_none() {
+            return 0.0;
+        }
+        let kept_ms = self.lineage.last_key_value().map_or(self.chapters[0].started_ms, |(_, (kept, _))| kept.at_ms);
+        let pause = before.ended_ms.map_or(0.0, |ended| seconds(ended, this.started_ms));
+        seconds(kept_ms, now_ms) - pause
     }
 
     fn step(&mut self, step: &'a StepRecord) -> Result<(), String> {
@@ -151,10 +176,10 @@ impl<'a> Reader<'a> {
             }
             self.reproduced += 1;
         }
-        let kept = self.lineage.last_key_value().map(|(_, (kept, _))| kept.at_ms);
+        let gap_seconds = self.gap_seconds(step.at_ms);
         if let Some(chapter) = self.chapters.last_mut() {
             if !chapter.stepped {
-                (chapter.stepped, chapter.gap_seconds) = (true, kept.map_or(0.0, |kept| seconds(kept, step.at_ms)));
+                (chapter.stepped, chapter.gap_seconds) = (true, gap_seconds);
             }
             let generation = format!("{}.{}", step.generation.0, step.generation.1);
             match chapter.generations.last_mut() {
@@ -213,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_run_tells_its_story() {
-        let told = audit(&eventful("b")).unwrap();
+        let told = audit(&eventful("b"), Tail::Whole).unwrap();
         assert_eq!((told.samples, told.reproduced, told.state_sha256.as_deref()), (4, 2, Some("d")));
         assert_eq!(told.verified, Verified { head: 4, complete_epochs: 1, in_progress: 0, redone: 2 });
         let chapters: Vec<_> = told.chapters.iter().map(|c| (c.epoch, c.from, c.voided, c.code.as_deref())).collect();
@@ -224,18 +249,34 @@ mod tests {
             |generation: &str, first_step, last_step| Span { generation: generation.into(), first_step, last_step };
         assert_eq!(told.chapters[0].generations, [span("1.1", 1, 3)]);
         assert_eq!(told.chapters[2].generations, [span("3.3", 3, 4)]);
-        // From step 1 at 2 s to its successor at 11 s, and from 11 s to 15 s, less a usual second each.
-        assert!((told.lost_seconds - 11.0).abs() < 1e-9, "{}", told.lost_seconds);
+        // From step 1 at 2 s to its successor at 11 s; from 11 s to 15 s, less a second after the end; a usual second less, each.
+        assert!((told.lost_seconds - 10.0).abs() < 1e-9, "{}", told.lost_seconds);
     }
 
     #[test]
     fn what_is_no_proof_is_told() {
-        assert!(audit(&eventful("x")).unwrap_err().contains("step 2 led to another state"));
-        assert!(audit(&[]).unwrap_err().contains("no coordinator"));
+        assert!(audit(&eventful("x"), Tail::Whole).unwrap_err().contains("step 2 led to another state"));
+        assert!(audit(&[], Tail::Whole).unwrap_err().contains("no coordinator"));
         let twice = [start(1, 0), step(1, (1, 1), &[0], "a", 0), step(2, (1, 1), &[0], "b", 0)];
-        assert!(audit(&twice).unwrap_err().contains("a second time"));
+        assert!(audit(&twice, Tail::Whole).unwrap_err().contains("a second time"));
         let old = Record::Start { epoch: 1, recipe: "r".into(), samples: 0, at_ms: 0 };
-        assert!(audit(&[old]).unwrap_err().contains("did not record how many samples"));
+        assert!(audit(&[old], Tail::Whole).unwrap_err().contains("did not record how many samples"));
+        assert!(audit(&eventful("b"), Tail::Damaged).unwrap_err().contains("checksum of its last line"));
+        assert!(audit(&eventful("b"), Tail::Unfinished).unwrap().unfinished_line);
+    }
+
+    /// Whoever extends a finished run the next morning has lost nothing.
+    #[test]
+    fn a_run_that_was_complete_costs_nothing_to_extend() {
+        let day = 86_400_000;
+        let records = [
+            start(1, 1_000),
+            step(1, (1, 1), &[0], "a", 2_000),
+            end(3_000, None),
+            start(2, day),
+            step(2, (2, 2), &[1], "b", day + 5_000),
+        ];
+        assert!(audit(&records, Tail::Whole).unwrap().lost_seconds.abs() < 1e-9);
     }
 
     /// Lines of an older version have no times.

@@ -107,9 +107,9 @@ impl Ledger {
     /// [`LedgerError`]
     pub fn open(path: &Path) -> Result<(Self, Option<String>), LedgerError> {
         let failed = |source| LedgerError::Io { path: path.to_owned(), source };
-        let (records, whole, torn) = read(path)?;
+        let (records, whole, tail) = read(path)?;
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
-        let repair = if torn {
+        let repair = if tail != Tail::Whole {
             file.set_len(whole).and_then(|()| file.sync_all()).map_err(failed)?;
             Some(format!("{}: cut off a torn last line after {} records", path.display(), records.len()))
         } else {
@@ -251,11 +251,22 @@ fn decode(line: &[u8]) -> Result<Record, String> {
     serde_json::from_slice(&[body, b"}"].concat()).map_err(|e| e.to_string())
 }
 
-/// Reads a ledger: its records, the bytes they take, and whether a torn line follows them. A missing file is empty.
+/// What follows the last record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tail {
+    /// Nothing.
+    Whole,
+    /// A line without an end: it is being written, or was when its writer died. Its step had not been committed.
+    Unfinished,
+    /// A line with an end, whose checksum does not match.
+    Damaged,
+}
+
+/// Reads a ledger: its records, the bytes they take, and what follows them. A missing file is empty.
 ///
 /// # Errors
 /// [`LedgerError::Corrupt`] when a line other than the last does not verify.
-pub fn read(path: &Path) -> Result<(Vec<Record>, u64, bool), LedgerError> {
+pub fn read(path: &Path) -> Result<(Vec<Record>, u64, Tail), LedgerError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
@@ -270,14 +281,17 @@ pub fn read(path: &Path) -> Result<(Vec<Record>, u64, bool), LedgerError> {
         };
         match record {
             Ok(record) => records.push(record),
-            Err(_) if whole + line.len() == bytes.len() => return Ok((records, whole as u64, true)),
+            Err(_) if whole + line.len() == bytes.len() => {
+                let tail = if line.ends_with(b"\n") { Tail::Damaged } else { Tail::Unfinished };
+                return Ok((records, whole as u64, tail));
+            }
             Err(problem) => {
                 return Err(LedgerError::Corrupt { path: path.to_owned(), line: records.len() + 1, problem });
             }
         }
         whole += line.len();
     }
-    Ok((records, whole as u64, false))
+    Ok((records, whole as u64, Tail::Whole))
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! The last files of a run: the adapter and the report.
 
-use super::{blueprint::Blueprint, control::Ended, directory::now_ms, metrics::StepMetrics};
+use super::{blueprint::Blueprint, control::Ended, directory::now_ms, display::Display, metrics::StepMetrics};
 use crate::{
     checkpoint::{self, FinalAdapter, StateRecord, Store},
     config::LookAheadMode,
-    evaluation::{Reading, summarize},
+    evaluation::{Queue, Reading, summarize},
     json,
     ledger::Ledger,
+    membership::MemberStatus,
     report::{self, Report},
 };
 use ballast_proto::{ErrorCode, Failure, exit};
@@ -53,27 +54,58 @@ impl Conclusion {
             report: None,
             checkpoint: None,
         };
-        match self.files(&done) {
-            Ok(outcome) => outcome,
-            // A failure to write the last files matters only if nothing worse happened before.
-            Err(failure) if done.exit_code == exit::DONE => RunOutcome {
-                exit_code: failure.code.exit_code(),
-                reason: failure.message.clone(),
-                failure: Some(failure),
-                ..done
-            },
-            Err(failure) => {
-                tracing::error!(code = failure.code.as_str(), "{failure}");
-                done
-            }
+        let Self { blueprint, store, run_directory, ended, total_seconds, earlier } = self;
+        let Ended { recorder, queue, display, workers, metrics, .. } = ended;
+        let mut ledger = match recorder.finish() {
+            Ok(ledger) => ledger,
+            Err(failure) => return ended_with(done, Err(failure)),
+        };
+        let files = Files { blueprint, store, run_directory, total_seconds, earlier, queue, display, workers, metrics };
+        let outcome = ended_with(done.clone(), files.write(&done, &ledger));
+        // How it ended is known now, whatever became of the last files.
+        let code = outcome.failure.as_ref().map(|failure| failure.code);
+        if let Err(error) = ledger.end(now_ms(), code, &outcome.reason) {
+            tracing::error!(%error, "the ledger does not tell how the run ended");
+        }
+        outcome
+    }
+}
+
+/// How the run ended, given what became of its last files.
+fn ended_with(done: RunOutcome, written: Result<RunOutcome, Failure>) -> RunOutcome {
+    match written {
+        Ok(outcome) => outcome,
+        // A failure to write the last files matters only if nothing worse happened before.
+        Err(failure) if done.exit_code == exit::DONE => RunOutcome {
+            exit_code: failure.code.exit_code(),
+            reason: failure.message.clone(),
+            failure: Some(failure),
+            ..done
+        },
+        Err(failure) => {
+            tracing::error!(code = failure.code.as_str(), "{failure}");
+            done
         }
     }
+}
 
-    fn files(self, outcome: &RunOutcome) -> Result<RunOutcome, Failure> {
-        let Self { blueprint, store, run_directory, ended, total_seconds, earlier } = self;
-        let evaluation_seconds = ended.display.evaluation_time().map(|t| t.as_secs_f64());
-        let mut ledger = ended.recorder.finish()?;
-        ledger.end(now_ms(), outcome.failure.as_ref().map(|failure| failure.code), &outcome.reason)?;
+/// What the last files are made from, beside the ledger.
+struct Files {
+    blueprint: Arc<Blueprint>,
+    store: Arc<dyn Store>,
+    run_directory: PathBuf,
+    total_seconds: f64,
+    earlier: Vec<StepMetrics>,
+    queue: Queue,
+    display: Display,
+    workers: Vec<MemberStatus>,
+    metrics: Vec<StepMetrics>,
+}
+
+impl Files {
+    fn write(self, outcome: &RunOutcome, ledger: &Ledger) -> Result<RunOutcome, Failure> {
+        let Self { blueprint, store, run_directory, total_seconds, earlier, queue, display, workers, metrics } = self;
+        let evaluation_seconds = display.evaluation_time().map(|t| t.as_secs_f64());
         let exactly_once = ledger.verify(blueprint.data.samples.len() as u64)?;
         let accept = |state: &StateRecord| match ledger.step(state.step) {
             Some(step) if step.state_sha256 == state.state_sha256 => Ok(()),
@@ -81,7 +113,7 @@ impl Conclusion {
         };
         let finished = outcome.exit_code == exit::DONE;
         let (newest, passed_over) = checkpoint::newest(&*store, &blueprint.shapes, &accept)?;
-        passed_over.into_iter().for_each(|warning| ended.display.warn(warning));
+        passed_over.into_iter().for_each(|warning| display.warn(warning));
         let adapter = match &newest {
             // An evaluation that failed costs the evaluation, not the adapter.
             Some(c) if (finished || ledger.head() == blueprint.total_steps) && c.state.step == ledger.head() => {
@@ -98,8 +130,8 @@ impl Conclusion {
         };
         let prefix =
             (blueprint.run.lookahead.mode == LookAheadMode::Virtual).then_some(&*blueprint.run.lookahead.prefix);
-        let evaluation = (ended.queue.is_done() && ended.queue.progress().1 > 0)
-            .then(|| summarize(ended.queue.results(), &Reading { decode: &*blueprint.model.decode, prefix }));
+        let evaluation = (queue.is_done() && queue.progress().1 > 0)
+            .then(|| summarize(queue.results(), &Reading { decode: &*blueprint.model.decode, prefix }));
         let report = Report {
             format: Report::FORMAT,
             run: blueprint.run.run.name.clone(),
@@ -117,20 +149,16 @@ impl Conclusion {
             },
             data: blueprint.data.stats.clone(),
             losses: ledger.steps().map(|s| s.loss).collect(),
-            throughput: throughput(&ledger, earlier, ended.metrics, total_seconds, evaluation_seconds),
-            workers: ended
-                .workers
-                .into_iter()
-                .filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name }))
-                .collect(),
+            throughput: throughput(ledger, earlier, metrics, total_seconds, evaluation_seconds),
+            workers: workers.into_iter().filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name })).collect(),
             exactly_once,
-            generations: generations(&ledger),
+            generations: generations(ledger),
             evaluation,
             adapter: adapter.as_ref().map(|FinalAdapter { directory, sha256 }| report::Adapter {
                 path: (*directory).to_owned(),
                 sha256: sha256.clone(),
             }),
-            warnings: ended.display.warnings(),
+            warnings: display.warnings(),
         };
         store.put(report::REPORT, &json::file(&report))?;
         Ok(RunOutcome {

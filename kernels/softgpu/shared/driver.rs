@@ -18,6 +18,7 @@ pub(crate) struct Driver {
     raise: unsafe extern "C" fn(u32, *const c_char) -> u32,
     current_context: unsafe extern "C" fn(*mut usize) -> u32,
     current_device: unsafe extern "C" fn(*mut i32) -> u32,
+    synchronize_context: unsafe extern "C" fn() -> u32,
     synchronize_stream: unsafe extern "C" fn(usize) -> u32,
     set_current_context: unsafe extern "C" fn(usize) -> u32,
 }
@@ -57,6 +58,7 @@ fn find() -> Option<Driver> {
         raise: function!(c"softgpu_raise"),
         current_context: function!(c"cuCtxGetCurrent"),
         current_device: function!(c"cuCtxGetDevice"),
+        synchronize_context: function!(c"cuCtxSynchronize"),
         synchronize_stream: function!(c"cuStreamSynchronize"),
         set_current_context: function!(c"cuCtxSetCurrent"),
     })
@@ -98,6 +100,12 @@ impl Driver {
         let text = CString::new(message).unwrap_or_default();
         // SAFETY: the text ends in a zero and outlives the call.
         unsafe { (self.raise)(ILLEGAL_ADDRESS, text.as_ptr()) };
+    }
+
+    /// Waits for all work of the context that is current to this thread.
+    pub(crate) fn synchronize_all(self) {
+        // SAFETY: it takes nothing. A failure is another call's to tell.
+        unsafe { (self.synchronize_context)() };
     }
 
     /// The context that is current to this thread, if any.

@@ -294,6 +294,10 @@ impl Blas {
 
 impl Drop for Blas {
     fn drop(&mut self) {
+        // It would wait for the device.
+        if self.workspace.device().is_condemned() {
+            return;
+        }
         // SAFETY: made once, destroyed once. A failure leaves nothing to do.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }

@@ -112,6 +112,11 @@ impl Device {
         KernelError::Device((*why).to_owned())
     }
 
+    /// Whether nothing may wait for it any more.
+    pub(super) fn is_condemned(&self) -> bool {
+        self.condemned.get().is_some()
+    }
+
     /// Makes this device's context the calling thread's.
     pub(super) fn bind(&self) -> Result<()> {
         if let Some(why) = self.condemned.get() {

@@ -129,6 +129,11 @@ impl Buffer {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// The device that it is of.
+    pub(super) fn device(&self) -> &Device {
+        self.home.device()
+    }
 }
 
 impl Drop for Buffer {

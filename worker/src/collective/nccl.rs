@@ -48,6 +48,7 @@ mod cuda {
     use crate::WorkerError;
     use crate::collective::{CollectiveError, DeviceCollective, Operand, Reductions};
     use crate::progress::Progress;
+    use ballast_kernels::Backend as _;
     use ballast_kernels::cuda::CudaBackend;
     use ballast_kernels::cuda::nccl::{
         Batch, Communicator, CommunicatorAbort, CommunicatorError, CommunicatorId, Member, Reduction,
@@ -74,8 +75,13 @@ mod cuda {
                 move |reason| communicator_abort.abort(reason)
             });
             let member = Member { rank, world_size };
-            let communicator = Communicator::new(backend, &id, member, timeout, &communicator_abort).map_err(failed)?;
+            let mut communicator =
+                Communicator::new(backend, &id, member, timeout, &communicator_abort).map_err(failed)?;
             progress.tick();
+            // NCCL makes its connections with the first collective, which therefore waits for all ranks. That is to be here,
+            // where everybody waits, and not in the midst of a step that others have not begun.
+            let mut nothing = backend.integers(1)?;
+            communicator.all_reduce(Reduction::sum(&mut nothing), || progress.tick()).map_err(failed)?;
             Ok(Box::new(NcclRanks { communicator, progress }))
         }
     }

@@ -80,7 +80,8 @@ fn layers_are_reduced_from_the_top_while_those_below_are_computed() {
         let mut kinds = vec![kind; LAYERS];
         kinds.extend(["maximum", "sum"]);
         assert_eq!(shape(&events).iter().map(|(kind, _)| *kind).collect::<Vec<_>>(), kinds);
-        assert!(events.iter().all(|(_, _, phase, _)| *phase == Phase::Compute));
+        let phases: Vec<Phase> = events.iter().map(|(_, _, phase, _)| *phase).collect();
+        assert_eq!(phases, [[Phase::Compute; LAYERS].as_slice(), &[Phase::Reduce; 2]].concat());
         let ticks: Vec<u64> = events.iter().map(|(_, _, _, ticks)| *ticks).collect();
         // A layer of backward pass lies between one bucket and the next.
         assert!(ticks[..LAYERS].is_sorted_by(|upper, lower| upper < lower), "{ticks:?}");

@@ -80,6 +80,10 @@ unsafe extern "C" fn cublasLtCreate(handle: *mut Handle) -> Status {
 
 #[unsafe(no_mangle)]
 extern "C" fn cublasLtDestroy(handle: Handle) -> Status {
+    // As NVIDIA's may: a program must not rely on its not waiting.
+    if let Some(driver) = driver() {
+        driver.synchronize_all();
+    }
     HANDLES.destroy(handle)
 }
 

@@ -125,7 +125,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Enqueues a reduction behind all that the backend has enqueued so far, and behind the batch's earlier ones. Does
-    /// not wait for the other ranks. Its timeout runs from here, or from the end of the reduction before it.
+    /// not wait for the other ranks, but for a communicator's first, with which NCCL makes its connections. Its timeout runs from here, or from the end of the reduction before it.
     ///
     /// # Errors
     /// [`CommunicatorError::Setup`] when the elements are not there or belong to another backend: then nothing has
