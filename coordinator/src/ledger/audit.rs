@@ -89,7 +89,8 @@ pub fn audit(records: &[Record], tail: Tail) -> Result<Audit, String> {
         verified,
         reproduced,
         state_sha256: lineage.last_key_value().map(|(_, (step, _))| step.state_sha256.clone()),
-        lost_seconds: chapters.iter().skip(1).map(lost).sum(),
+        // The sum of nothing is -0.
+        lost_seconds: 0.0 + chapters.iter().skip(1).map(lost).sum::<f64>(),
         unfinished_line: tail == Tail::Unfinished,
         chapters,
     })
