@@ -12,7 +12,7 @@ mod file;
 mod samples;
 mod verify;
 
-pub use audit::{Audit, Chapter, Span, audit};
+pub use audit::{Audit, Chapter, Span, Unproven, audit};
 pub use file::{Ledger, LedgerError, Tail, read};
 pub use samples::SampleSet;
 pub use verify::{Verified, verify};

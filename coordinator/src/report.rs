@@ -1,6 +1,9 @@
 //! `report.json`: what a run did, for people and for `ballast compare`.
 
-use crate::{evaluation::Evaluation, ledger::Verified};
+use crate::{
+    evaluation::Evaluation,
+    ledger::{Span, Verified},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -39,7 +42,7 @@ pub struct Report {
     /// What the ledger proves: every sample was trained exactly once per epoch.
     pub exactly_once: Verified,
     /// Every generation that committed a step.
-    pub generations: Vec<GenerationSpan>,
+    pub generations: Vec<Span>,
     /// Base and tuned model, measured.
     pub evaluation: Option<Evaluation>,
     /// The result.
@@ -85,17 +88,6 @@ pub struct Worker {
     pub rank: usize,
     /// Its name.
     pub name: String,
-}
-
-/// The steps that a generation committed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GenerationSpan {
-    /// As `epoch.number`.
-    pub generation: String,
-    /// Its first step in the final lineage.
-    pub first_step: u64,
-    /// Its last.
-    pub last_step: u64,
 }
 
 /// The trained adapter.

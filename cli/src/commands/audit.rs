@@ -3,7 +3,7 @@
 use crate::args::AuditArgs;
 use crate::screen;
 use anyhow::Context;
-use ballast_coordinator::ledger::{self, Audit, Chapter, LEDGER};
+use ballast_coordinator::ledger::{self, Audit, Chapter, LEDGER, Unproven};
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::fmt::Write;
 
@@ -14,8 +14,13 @@ pub(super) fn run(args: &AuditArgs) -> anyhow::Result<u8> {
         return Err(Failure::new(ErrorCode::ReportUnreadable, message).into());
     }
     let (records, _, tail) = ledger::read(&path).map_err(Failure::from)?;
-    let broken = |problem| Failure::new(ErrorCode::LedgerCorrupt, format!("{}: {problem}", path.display()));
-    let audit = ledger::audit(&records, tail).map_err(broken)?;
+    let audit = ledger::audit(&records, tail).map_err(|unproven| {
+        let code = match unproven {
+            Unproven::Broken(_) => ErrorCode::LedgerCorrupt,
+            Unproven::Older => ErrorCode::ReportUnreadable,
+        };
+        Failure::new(code, format!("{}: {unproven}", path.display()))
+    })?;
     let text = if args.json {
         serde_json::to_string_pretty(&audit).context("the audit as JSON")? + "\n"
     } else {
@@ -98,7 +103,7 @@ mod tests {
     }
 
     fn told(records: &[Record], tail: Tail) -> String {
-        ledger::audit(records, tail).map_or_else(|problem| problem, |audit| describe(&audit))
+        ledger::audit(records, tail).map_or_else(|unproven| unproven.to_string(), |audit| describe(&audit))
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The story of a run, from its ledger alone.
 
 use super::{Record, StepRecord, Tail, Verified, verify};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use thiserror::Error;
 
 /// What a ledger tells.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -34,7 +35,7 @@ pub struct Chapter {
     pub from: u64,
     /// Steps of earlier chapters that it had to void.
     pub voided: u64,
-    /// Its generations, in order.
+    /// Steps of its generations, in order, whether they still count or not.
     pub generations: Vec<Span>,
     /// How it ended; `None` when its process ended without a word.
     pub ending: Option<String>,
@@ -51,8 +52,8 @@ pub struct Chapter {
     stepped: bool,
 }
 
-/// Steps that one generation committed, whether they still count or not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// Steps in succession that one generation committed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// `epoch.number`.
     pub generation: String,
@@ -62,21 +63,58 @@ pub struct Span {
     pub last_step: u64,
 }
 
+impl Span {
+    /// The spans of steps in their order.
+    pub fn all<'a>(steps: impl IntoIterator<Item = &'a StepRecord>) -> Vec<Self> {
+        let mut spans = Vec::new();
+        steps.into_iter().for_each(|step| Self::extend(&mut spans, step));
+        spans
+    }
+
+    /// Appends a step, to the last span where it is of the same generation.
+    fn extend(spans: &mut Vec<Self>, step: &StepRecord) {
+        let generation = format!("{}.{}", step.generation.0, step.generation.1);
+        match spans.last_mut() {
+            Some(span) if span.generation == generation => span.last_step = step.step,
+            _ => spans.push(Self { generation, first_step: step.step, last_step: step.step }),
+        }
+    }
+}
+
+/// Why a ledger proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unproven {
+    /// Its records are damaged, or contradict the promise; in words.
+    #[error("{0}")]
+    Broken(String),
+    /// It is intact, but of a version that did not record how many samples there are.
+    #[error(
+        "it was begun by a version that did not record how many samples there are: nothing is wrong with it, but nothing is proven"
+    )]
+    Older,
+}
+
+impl From<String> for Unproven {
+    fn from(problem: String) -> Self {
+        Self::Broken(problem)
+    }
+}
+
 /// Checks a ledger's records and tells their story.
 ///
 /// # Errors
-/// In words, what makes them no proof: see [`verify`]; and a redone step that led to another state than its voided record.
-pub fn audit(records: &[Record], tail: Tail) -> Result<Audit, String> {
+/// What makes them no proof: see [`verify`]; and a redone step that led to another state than its voided record.
+pub fn audit(records: &[Record], tail: Tail) -> Result<Audit, Unproven> {
     if tail == Tail::Damaged {
-        return Err("the checksum of its last line does not match".into());
+        return Err("the checksum of its last line does not match".to_owned().into());
     }
     let samples = records.iter().rev().find_map(|record| match record {
         Record::Start { samples, .. } => Some(*samples),
         _ => None,
     });
-    let samples = samples.ok_or("no coordinator has begun")?;
+    let samples = samples.ok_or_else(|| "no coordinator has begun".to_owned())?;
     if samples == 0 {
-        return Err("it was begun by a version that did not record how many samples there are".into());
+        return Err(Unproven::Older);
     }
     let verified = verify(records, samples)?;
     let mut reader = Reader::default();
@@ -182,11 +220,7 @@ impl<'a> Reader<'a> {
             if !chapter.stepped {
                 (chapter.stepped, chapter.gap_seconds) = (true, gap_seconds);
             }
-            let generation = format!("{}.{}", step.generation.0, step.generation.1);
-            match chapter.generations.last_mut() {
-                Some(span) if span.generation == generation => span.last_step = step.step,
-                _ => chapter.generations.push(Span { generation, first_step: step.step, last_step: step.step }),
-            }
+            Span::extend(&mut chapter.generations, step);
         }
         self.lineage.insert(step.step, (step, self.recipe));
         Ok(())
@@ -256,13 +290,13 @@ mod tests {
 
     #[test]
     fn what_is_no_proof_is_told() {
-        assert!(audit(&eventful("x"), Tail::Whole).unwrap_err().contains("step 2 led to another state"));
-        assert!(audit(&[], Tail::Whole).unwrap_err().contains("no coordinator"));
+        assert!(audit(&eventful("x"), Tail::Whole).unwrap_err().to_string().contains("step 2 led to another state"));
+        assert!(audit(&[], Tail::Whole).unwrap_err().to_string().contains("no coordinator"));
         let twice = [start(1, 0), step(1, (1, 1), &[0], "a", 0), step(2, (1, 1), &[0], "b", 0)];
-        assert!(audit(&twice, Tail::Whole).unwrap_err().contains("a second time"));
+        assert!(audit(&twice, Tail::Whole).unwrap_err().to_string().contains("a second time"));
         let old = Record::Start { epoch: 1, recipe: "r".into(), samples: 0, at_ms: 0 };
-        assert!(audit(&[old], Tail::Whole).unwrap_err().contains("did not record how many samples"));
-        assert!(audit(&eventful("b"), Tail::Damaged).unwrap_err().contains("checksum of its last line"));
+        assert_eq!(audit(&[old], Tail::Whole), Err(Unproven::Older));
+        assert!(audit(&eventful("b"), Tail::Damaged).unwrap_err().to_string().contains("checksum of its last line"));
         assert!(audit(&eventful("b"), Tail::Unfinished).unwrap().unfinished_line);
     }
 

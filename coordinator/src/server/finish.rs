@@ -6,7 +6,7 @@ use crate::{
     config::LookAheadMode,
     evaluation::{Queue, Reading, summarize},
     json,
-    ledger::Ledger,
+    ledger::{Ledger, Span},
     membership::MemberStatus,
     report::{self, Report},
 };
@@ -152,7 +152,7 @@ impl Files {
             throughput: throughput(ledger, earlier, metrics, total_seconds, evaluation_seconds),
             workers: workers.into_iter().filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name })).collect(),
             exactly_once,
-            generations: generations(ledger),
+            generations: Span::all(ledger.steps()),
             evaluation,
             adapter: adapter.as_ref().map(|FinalAdapter { directory, sha256 }| report::Adapter {
                 path: (*directory).to_owned(),
@@ -206,16 +206,4 @@ fn throughput(
         evaluation_seconds,
         total_seconds,
     }
-}
-
-fn generations(ledger: &Ledger) -> Vec<report::GenerationSpan> {
-    let mut spans: Vec<report::GenerationSpan> = Vec::new();
-    for step in ledger.steps() {
-        let generation = format!("{}.{}", step.generation.0, step.generation.1);
-        match spans.last_mut() {
-            Some(span) if span.generation == generation => span.last_step = step.step,
-            _ => spans.push(report::GenerationSpan { generation, first_step: step.step, last_step: step.step }),
-        }
-    }
-    spans
 }
