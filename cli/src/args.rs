@@ -109,6 +109,9 @@ pub(crate) struct WorkerArgs {
     /// How long the coordinator may be unreachable at the start, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
     pub(crate) connect_timeout: Duration,
+    /// How long to keep the training state and try to join again when the coordinator is lost, in seconds; 0: not at all.
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
+    pub(crate) rejoin_timeout: Duration,
     /// Listen to other workers beyond loopback, though there is no TLS yet.
     #[arg(long)]
     pub(crate) insecure: bool,

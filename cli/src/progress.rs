@@ -116,6 +116,7 @@ fn line(event: &RunEvent) -> Option<String> {
         }
         RunEvent::Checkpoint { step, path } => format!("checkpoint of step {step}: {}", path.display()),
         RunEvent::WorkerLost { worker, name, reason } => format!("worker {worker} ({name}) is lost: {reason}"),
+        RunEvent::Waiting { reason } => format!("waiting: {reason}"),
         RunEvent::Warning { message } => format!("warning: {message}"),
         RunEvent::Stopping { reason } => format!("stopping: {reason}"),
         RunEvent::Step { .. } | RunEvent::Evaluation { .. } => return None,

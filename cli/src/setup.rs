@@ -52,8 +52,8 @@ pub(crate) fn prepare(run: &RunFile, model: &BaseModel, screen: &Screen) -> anyh
     Ok(prepared)
 }
 
-/// All that a coordinator is started with: base model opened, data prepared. `supervised` in `ballast train`.
-pub(crate) fn start_options(resolved: Resolved, supervised: bool, screen: &Screen) -> anyhow::Result<StartOptions> {
+/// All that a coordinator is started with: base model opened, data prepared.
+pub(crate) fn start_options(resolved: Resolved, screen: &Screen) -> anyhow::Result<StartOptions> {
     let model = open_model(&resolved.run, screen)?;
     let prepared = prepare(&resolved.run, &model, screen)?;
     let binary = server::binary_sha256()
@@ -63,7 +63,6 @@ pub(crate) fn start_options(resolved: Resolved, supervised: bool, screen: &Scree
         model: ModelInfo::of(&model)?,
         data: RunData::of(&prepared),
         binary_sha256: binary,
-        supervised,
     })
 }
 

@@ -58,6 +58,8 @@ impl LocalWorkers {
             let mut command = Command::new(&binary);
             command.arg("worker").arg("--coordinator").arg(format!("http://{}", reachable(address)));
             command.arg("--name").arg(format!("local-{number}"));
+            // Without this process there is no coordinator to join again.
+            command.args(["--rejoin-timeout", "0"]);
             if cluster.device == Device::Cuda {
                 command.arg("--device").arg(format!("cuda:{number}"));
                 // They share this machine, so NCCL has no business beyond it.

@@ -1,7 +1,7 @@
 //! The ledger: which step committed which samples, in which generation, and what state it led to.
 //!
 //! An append-only file of JSON lines, each ending in the CRC-32 of what stands before it, each fsynced before its step
-//! counts as committed. A restarted coordinator appends `start`; when the newest checkpoint is older than the head it
+//! counts as committed. A restarted coordinator appends `start`; when nobody has the state after the head any more it
 //! appends `rewind`, which voids later steps but keeps their records: a step redone under the same recipe must reproduce
 //! the state hash of its voided record. When it ends it appends `end`; a chapter without one is at work, or its process died.
 //! [`verify`] proves from the records alone that every sample was trained exactly once per epoch, and [`audit`] tells the run's
@@ -12,7 +12,7 @@ mod file;
 mod samples;
 mod verify;
 
-pub use audit::{Audit, Chapter, Span, Unproven, audit};
+pub use audit::{Audit, Chapter, Happening, Span, Unproven, audit};
 pub use file::{Ledger, LedgerError, Tail, read};
 pub use samples::SampleSet;
 pub use verify::{Verified, verify};

@@ -210,6 +210,14 @@ impl<B: Backend> Trainer<B> {
         Ok(Applied { loss: totals.loss / totals.tokens as f64, grad_norm, learning_rate })
     }
 
+    /// SHA-256 over step, adapter, moments and exponents.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn state_sha256(&self) -> Result<[u8; 32], WorkerError> {
+        self.state.sha256(&self.backend)
+    }
+
     /// The state as files.
     ///
     /// # Errors

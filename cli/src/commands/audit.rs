@@ -3,7 +3,7 @@
 use crate::args::AuditArgs;
 use crate::screen;
 use anyhow::Context;
-use ballast_coordinator::ledger::{self, Audit, Chapter, LEDGER, Unproven};
+use ballast_coordinator::ledger::{self, Audit, Chapter, Happening, LEDGER, Unproven};
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::fmt::Write;
 
@@ -39,8 +39,15 @@ fn describe(audit: &Audit) -> String {
     };
     for chapter in &audit.chapters {
         line(beginning(chapter));
-        for span in &chapter.generations {
-            line(format!("  generation {}: steps {} to {}", span.generation, span.first_step, span.last_step));
+        for event in &chapter.events {
+            line(match event {
+                Happening::Trained(span) => {
+                    format!("  generation {}: steps {} to {}", span.generation, span.first_step, span.last_step)
+                }
+                Happening::WentBack { to, voided } => {
+                    format!("  nobody had the newest state any more: went back to step {to}, voiding {voided}")
+                }
+            });
         }
         line(match (&chapter.code, &chapter.ending) {
             (Some(code), Some(reason)) => format!("  {code}: {reason}"),
@@ -56,7 +63,7 @@ fn describe(audit: &Audit) -> String {
         "steps that count: {}; redone: {}, of them by the same recipe and to the same state: {}",
         verified.head, verified.redone, audit.reproduced
     ));
-    line(format!("faults and restarts cost {:.1} s", audit.lost_seconds));
+    line(format!("{} changes of the membership cost {:.1} s", audit.changes, audit.lost_seconds));
     let samples = audit.samples;
     line(match (verified.complete_epochs, verified.in_progress) {
         (0, begun) => format!("no sample was trained twice: {begun} of {samples} so far"),
@@ -72,10 +79,9 @@ fn describe(audit: &Audit) -> String {
 }
 
 fn beginning(chapter: &Chapter) -> String {
-    match (chapter.from, chapter.voided) {
-        (0, 0) => format!("coordinator {} began", chapter.epoch),
-        (from, 0) => format!("coordinator {} went on after step {from}", chapter.epoch),
-        (from, voided) => format!("coordinator {} went back to step {from}, voiding {voided}", chapter.epoch),
+    match chapter.from {
+        0 => format!("coordinator {} began", chapter.epoch),
+        from => format!("coordinator {} went on after step {from}", chapter.epoch),
     }
 }
 
@@ -114,16 +120,17 @@ mod tests {
             "coordinator 1 began\n  generation 1.1: steps 1 to 1\n  it ended without a word, or is still at work\n\
              the last line is unfinished and not counted\n\
              steps that count: 1; redone: 0, of them by the same recipe and to the same state: 0\n\
-             faults and restarts cost 0.0 s\nno sample was trained twice: 1 of 2 so far\n"
+             0 changes of the membership cost 0.0 s\nno sample was trained twice: 1 of 2 so far\n"
         );
         let end = Record::End { at_ms: 9000, code: Some("B4001".into()), reason: "a worker was lost".into() };
         let again = [&killed[..], &[start(2, 7000), Record::Rewind { to: 1 }, step(2, 2, 8000), end]].concat();
         assert_eq!(
             told(&again, Tail::Whole),
             "coordinator 1 began\n  generation 1.1: steps 1 to 2\n  it ended without a word, or is still at work\n\
-             coordinator 2 went back to step 1, voiding 1\n  generation 2.2: steps 2 to 2\n  B4001: a worker was lost\n\
+             coordinator 2 went on after step 2\n  nobody had the newest state any more: went back to step 1, voiding 1\n  \
+             generation 2.2: steps 2 to 2\n  B4001: a worker was lost\n\
              steps that count: 2; redone: 1, of them by the same recipe and to the same state: 1\n\
-             faults and restarts cost 6.0 s\n\
+             1 changes of the membership cost 6.0 s\n\
              every one of 2 samples was trained exactly once per epoch: complete epochs 1\n"
         );
     }

@@ -13,7 +13,7 @@ pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
     resolved.require_port().map_err(coded)?;
     let log_every = resolved.run.observe.log_every;
     screen.note(&format!("run {} in {}", resolved.run.run.name, resolved.run.run.dir.display()));
-    let options = setup::start_options(resolved, false, screen)?;
+    let options = setup::start_options(resolved, screen)?;
     let outcome = setup::runtime()?.block_on(async {
         match Coordinator::start(options).await? {
             Started::Running(coordinator) => {

@@ -11,7 +11,7 @@ pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
     let resolved = setup::resolve(&args.file, args.insecure)?;
     let run = resolved.run.clone();
     screen.note(&format!("run {} in {}", run.run.name, run.run.dir.display()));
-    let options = setup::start_options(resolved, true, screen)?;
+    let options = setup::start_options(resolved, screen)?;
     let outcome = setup::runtime()?.block_on(async {
         let coordinator = match Coordinator::start(options).await? {
             Started::Running(coordinator) => coordinator,

@@ -15,6 +15,7 @@ pub(super) fn run(args: WorkerArgs) -> anyhow::Result<u8> {
         threads: args.threads,
         insecure: args.insecure,
         connect_timeout: args.connect_timeout,
+        rejoin_timeout: args.rejoin_timeout,
     };
     ballast_worker::run(options).map_err(coded)
 }

@@ -81,6 +81,8 @@ pub const KEYS: &[Key] = &[
     key("eval.samples", Integer(0, 1024)),
     key("eval.max_new_tokens", Integer(0, 65_536)),
     key("cluster.workers", Integer(1, 4096)),
+    key("cluster.min_workers", Integer(1, 4096)),
+    key("cluster.gather_ms", Integer(0, DAY_MS)),
     key("cluster.device", Word(&["cpu", "cuda"])),
     key("cluster.threads", Integer(0, 4096)),
     key("cluster.bind", Address),

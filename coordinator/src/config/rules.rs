@@ -199,6 +199,13 @@ fn device(run: &RunFile) -> Option<Broken> {
 
 /// Each rung of the ladder notices what the one below it cannot, and only after that one had its chance.
 fn ladder(cluster: &Cluster) -> Option<Broken> {
+    if cluster.min_workers > cluster.workers {
+        return Broken::new(
+            "cluster.min_workers",
+            "cluster.workers",
+            "no more workers than cluster.workers are let in, so the run would wait for ever",
+        );
+    }
     let (heartbeat, lease, progress) = (cluster.heartbeat_ms, cluster.lease_ms, cluster.progress_ms);
     if heartbeat >= lease {
         return Broken::new(

@@ -261,8 +261,13 @@ impl Default for Eval {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cluster {
-    /// Workers that train; the run starts when so many are ready.
+    /// Workers that train, if so many can be had; the run starts when so many are ready.
     pub workers: u32,
+    /// Fewest workers that train: below, the run waits for more.
+    pub min_workers: u32,
+    /// How long a start, or a start after the loss of all workers, waits for `workers` once `min_workers` are ready, in
+    /// milliseconds.
+    pub gather_ms: u64,
     /// What a worker computes on that is not told with `--device`: `cpu`, or `cuda` for the device of its number on its
     /// machine.
     pub device: Device,
@@ -292,6 +297,8 @@ impl Default for Cluster {
     fn default() -> Self {
         Self {
             workers: 2,
+            min_workers: 1,
+            gather_ms: 60_000,
             device: Device::Cpu,
             threads: 0,
             bind: "127.0.0.1:7070".into(),

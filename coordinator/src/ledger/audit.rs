@@ -18,9 +18,12 @@ pub struct Audit {
     pub state_sha256: Option<String>,
     /// One for each coordinator.
     pub chapters: Vec<Chapter>,
-    /// Seconds that faults and restarts cost: for each chapter after the first, from the newest step that it kept (or the run's
-    /// start) to its first own, less the time between the end of the chapter before and its start, when nobody wanted
-    /// it to run, and less a usual step. A chapter after one that was complete costs nothing.
+    /// Generations that had to follow another one.
+    pub changes: u64,
+    /// Seconds that faults, restarts and changes of the membership cost: for each generation after the first, from the commit
+    /// of the newest step that it kept (or the run's start) to its first own, less a usual step; less, too, the time between
+    /// the end of one coordinator and the start of the next, when nobody wanted it to run. A coordinator after one that was
+    /// done costs nothing.
     pub lost_seconds: f64,
     /// Whether a line without an end follows the last record.
     pub unfinished_line: bool,
@@ -31,12 +34,12 @@ pub struct Audit {
 pub struct Chapter {
     /// Its epoch.
     pub epoch: u64,
-    /// The step that it went on from.
+    /// The newest step when it began.
     pub from: u64,
-    /// Steps of earlier chapters that it had to void.
+    /// Steps that had to be voided under it.
     pub voided: u64,
-    /// Steps of its generations, in order, whether they still count or not.
-    pub generations: Vec<Span>,
+    /// What happened, in order.
+    pub events: Vec<Happening>,
     /// How it ended; `None` when its process ended without a word.
     pub ending: Option<String>,
     /// Code of the failure that it ended with.
@@ -45,11 +48,21 @@ pub struct Chapter {
     started_ms: u64,
     #[serde(skip)]
     ended_ms: Option<u64>,
-    /// Seconds from the newest step that it kept to its first own, less what nobody wanted it to run.
-    #[serde(skip)]
-    gap_seconds: f64,
-    #[serde(skip)]
-    stepped: bool,
+}
+
+/// Something that a ledger tells of a coordinator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Happening {
+    /// A generation committed steps, whether they still count or not.
+    Trained(Span),
+    /// Nobody had the newest state any more: later steps are void.
+    WentBack {
+        /// Newest step that still counted.
+        to: u64,
+        /// Steps that were voided.
+        voided: u64,
+    },
 }
 
 /// Steps in succession that one generation committed.
@@ -66,19 +79,31 @@ pub struct Span {
 impl Span {
     /// The spans of steps in their order.
     pub fn all<'a>(steps: impl IntoIterator<Item = &'a StepRecord>) -> Vec<Self> {
-        let mut spans = Vec::new();
-        steps.into_iter().for_each(|step| Self::extend(&mut spans, step));
+        let mut spans: Vec<Self> = Vec::new();
+        for step in steps {
+            if !spans.last_mut().is_some_and(|span| span.takes(step)) {
+                spans.push(Self::new(step));
+            }
+        }
         spans
     }
 
-    /// Appends a step, to the last span where it is of the same generation.
-    fn extend(spans: &mut Vec<Self>, step: &StepRecord) {
-        let generation = format!("{}.{}", step.generation.0, step.generation.1);
-        match spans.last_mut() {
-            Some(span) if span.generation == generation => span.last_step = step.step,
-            _ => spans.push(Self { generation, first_step: step.step, last_step: step.step }),
-        }
+    fn new(step: &StepRecord) -> Self {
+        Self { generation: generation(step), first_step: step.step, last_step: step.step }
     }
+
+    /// Grows by a step if it is of the same generation; whether it is.
+    fn takes(&mut self, step: &StepRecord) -> bool {
+        let same = self.generation == generation(step);
+        if same {
+            self.last_step = step.step;
+        }
+        same
+    }
+}
+
+fn generation(step: &StepRecord) -> String {
+    format!("{}.{}", step.generation.0, step.generation.1)
 }
 
 /// Why a ledger proves nothing.
@@ -119,16 +144,16 @@ pub fn audit(records: &[Record], tail: Tail) -> Result<Audit, Unproven> {
     let verified = verify(records, samples)?;
     let mut reader = Reader::default();
     records.iter().try_for_each(|record| reader.read(record))?;
-    let Reader { chapters, lineage, reproduced, .. } = reader;
+    let Reader { chapters, lineage, reproduced, gaps, .. } = reader;
     let usual = median_step(&lineage);
-    let lost = |chapter: &Chapter| if chapter.stepped { (chapter.gap_seconds - usual).max(0.0) } else { 0.0 };
     Ok(Audit {
         samples,
         verified,
         reproduced,
         state_sha256: lineage.last_key_value().map(|(_, (step, _))| step.state_sha256.clone()),
+        changes: gaps.len() as u64,
         // The sum of nothing is -0.
-        lost_seconds: 0.0 + chapters.iter().skip(1).map(lost).sum::<f64>(),
+        lost_seconds: 0.0 + gaps.iter().map(|gap| (gap - usual).max(0.0)).sum::<f64>(),
         unfinished_line: tail == Tail::Unfinished,
         chapters,
     })
@@ -156,6 +181,12 @@ struct Reader<'a> {
     lineage: BTreeMap<u64, (&'a StepRecord, &'a str)>,
     voided: BTreeMap<u64, (&'a StepRecord, &'a str)>,
     reproduced: u64,
+    /// Generation of the newest record of a step.
+    generation: Option<(u64, u64)>,
+    /// Whether another coordinator has begun since then.
+    changed_hands: bool,
+    /// See [`Audit::lost_seconds`]: seconds from what a generation kept to its first step, while somebody wanted it to run.
+    gaps: Vec<f64>,
 }
 
 impl<'a> Reader<'a> {
@@ -168,19 +199,20 @@ impl<'a> Reader<'a> {
                     epoch: *epoch,
                     from: head,
                     voided: 0,
-                    generations: Vec::new(),
+                    events: Vec::new(),
                     ending: None,
                     code: None,
                     started_ms: *at_ms,
                     ended_ms: None,
-                    gap_seconds: 0.0,
-                    stepped: false,
                 });
+                self.changed_hands = true;
             }
             Record::Rewind { to } => {
                 let void = self.lineage.split_off(&to.saturating_add(1));
+                let voided = void.len() as u64;
                 if let Some(chapter) = self.chapters.last_mut() {
-                    (chapter.from, chapter.voided) = (*to, void.len() as u64);
+                    chapter.voided += voided;
+                    chapter.events.push(Happening::WentBack { to: *to, voided });
                 }
                 self.voided.extend(void);
             }
@@ -195,15 +227,18 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// See [`Chapter::gap_seconds`]; `now_ms` is when the newest chapter's first step was committed.
-    fn gap_seconds(&self, now_ms: u64) -> f64 {
-        let [.., before, this] = &self.chapters[..] else { return 0.0 };
-        if before.ending.is_some() && before.code.is_none() {
-            return 0.0;
-        }
+    /// Seconds from the newest step that counts to `now_ms`, while somebody wanted the run to go on; `None` when the coordinator
+    /// before this one was done.
+    fn gap_seconds(&self, now_ms: u64) -> Option<f64> {
         let kept_ms = self.lineage.last_key_value().map_or(self.chapters[0].started_ms, |(_, (kept, _))| kept.at_ms);
+        let gap = seconds(kept_ms, now_ms);
+        let [.., before, this] = &self.chapters[..] else { return Some(gap) };
+        if !self.changed_hands {
+            return Some(gap);
+        }
+        let done = before.ending.is_some() && before.code.is_none();
         let pause = before.ended_ms.map_or(0.0, |ended| seconds(ended, this.started_ms));
-        seconds(kept_ms, now_ms) - pause
+        (!done).then_some(gap - pause)
     }
 
     fn step(&mut self, step: &'a StepRecord) -> Result<(), String> {
@@ -215,12 +250,18 @@ impl<'a> Reader<'a> {
             }
             self.reproduced += 1;
         }
-        let gap_seconds = self.gap_seconds(step.at_ms);
+        if self.generation.is_some_and(|generation| generation != step.generation) {
+            self.gaps.extend(self.gap_seconds(step.at_ms));
+        }
+        (self.generation, self.changed_hands) = (Some(step.generation), false);
         if let Some(chapter) = self.chapters.last_mut() {
-            if !chapter.stepped {
-                (chapter.stepped, chapter.gap_seconds) = (true, gap_seconds);
+            let goes_on = match chapter.events.last_mut() {
+                Some(Happening::Trained(span)) => span.takes(step),
+                _ => false,
+            };
+            if !goes_on {
+                chapter.events.push(Happening::Trained(Span::new(step)));
             }
-            Span::extend(&mut chapter.generations, step);
         }
         self.lineage.insert(step.step, (step, self.recipe));
         Ok(())
@@ -277,15 +318,38 @@ mod tests {
         assert_eq!((told.samples, told.reproduced, told.state_sha256.as_deref()), (4, 2, Some("d")));
         assert_eq!(told.verified, Verified { head: 4, complete_epochs: 1, in_progress: 0, redone: 2 });
         let chapters: Vec<_> = told.chapters.iter().map(|c| (c.epoch, c.from, c.voided, c.code.as_deref())).collect();
-        assert_eq!(chapters, [(1, 0, 0, None), (2, 1, 2, Some("B4001")), (3, 2, 0, None)]);
+        assert_eq!(chapters, [(1, 0, 0, None), (2, 3, 2, Some("B4001")), (3, 2, 0, None)]);
         assert_eq!(told.chapters[0].ending, None, "killed");
         assert_eq!(told.chapters[2].ending.as_deref(), Some("so"));
-        let span =
-            |generation: &str, first_step, last_step| Span { generation: generation.into(), first_step, last_step };
-        assert_eq!(told.chapters[0].generations, [span("1.1", 1, 3)]);
-        assert_eq!(told.chapters[2].generations, [span("3.3", 3, 4)]);
+        let trained = |generation: &str, first_step, last_step| {
+            Happening::Trained(Span { generation: generation.into(), first_step, last_step })
+        };
+        assert_eq!(told.chapters[0].events, [trained("1.1", 1, 3)]);
+        assert_eq!(told.chapters[1].events, [Happening::WentBack { to: 1, voided: 2 }, trained("2.2", 2, 2)]);
+        assert_eq!(told.chapters[2].events, [trained("3.3", 3, 4)]);
+        assert_eq!(told.changes, 2);
         // From step 1 at 2 s to its successor at 11 s; from 11 s to 15 s, less a second after the end; a usual second less, each.
         assert!((told.lost_seconds - 10.0).abs() < 1e-9, "{}", told.lost_seconds);
+    }
+
+    /// A worker is lost after step 2; the survivors' generation goes on after 4 seconds, and later goes back itself.
+    #[test]
+    fn what_happens_under_one_coordinator_is_told_too() {
+        let records = [
+            start(1, 1_000),
+            step(1, (1, 1), &[0], "a", 2_000),
+            step(2, (1, 1), &[1], "b", 3_000),
+            step(3, (1, 2), &[2], "c", 7_000),
+            Record::Rewind { to: 2 },
+            step(3, (1, 3), &[2], "c", 9_000),
+            step(4, (1, 3), &[3], "d", 10_000),
+            end(11_000, None),
+        ];
+        let told = audit(&records, Tail::Whole).unwrap();
+        assert_eq!((told.changes, told.reproduced, told.chapters[0].voided), (2, 1, 1));
+        assert_eq!(told.chapters[0].events.len(), 4);
+        // From step 2 at 3 s to 7 s, and again to 9 s; a usual second less, each.
+        assert!((told.lost_seconds - 8.0).abs() < 1e-9, "{}", told.lost_seconds);
     }
 
     #[test]

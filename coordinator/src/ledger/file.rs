@@ -153,6 +153,20 @@ impl Ledger {
         self.lineage.values().map(|entry| &entry.record)
     }
 
+    /// State hashes of all steps that count.
+    ///
+    /// # Errors
+    /// [`LedgerError::Broken`] when one is no hash.
+    pub fn hashes(&self) -> Result<BTreeMap<u64, Vec<u8>>, LedgerError> {
+        let decode = |step: &StepRecord| {
+            let problem = |e| format!("step {}: state hash: {e}", step.step);
+            let hash = hex::decode(&step.state_sha256).map_err(problem);
+            hash.map(|hash| (step.step, hash))
+                .map_err(|problem| LedgerError::Broken { path: self.path.clone(), problem })
+        };
+        self.steps().map(decode).collect()
+    }
+
     /// Number of the newest generation that committed anything.
     #[must_use]
     pub fn last_generation(&self) -> u64 {
@@ -168,13 +182,20 @@ impl Ledger {
         verify(&records, samples).map_err(|problem| LedgerError::Broken { path: self.path.clone(), problem })
     }
 
-    /// Records that a coordinator takes over at step `from`, voiding later steps; `samples` are in the prepared set.
+    /// Records that a coordinator takes over; `samples` are in the prepared set.
     ///
     /// # Errors
     /// [`LedgerError`]
-    pub fn start(&mut self, epoch: u64, recipe: &str, samples: u64, from: u64, at_ms: u64) -> Result<(), LedgerError> {
-        self.append(Record::Start { epoch, recipe: recipe.to_owned(), samples, at_ms })?;
-        if from < self.head() { self.append(Record::Rewind { to: from }) } else { Ok(()) }
+    pub fn start(&mut self, epoch: u64, recipe: &str, samples: u64, at_ms: u64) -> Result<(), LedgerError> {
+        self.append(Record::Start { epoch, recipe: recipe.to_owned(), samples, at_ms })
+    }
+
+    /// Records that steps after `to` are void: nobody has the state after the newest one any more.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn rewind(&mut self, to: u64) -> Result<(), LedgerError> {
+        self.append(Record::Rewind { to })
     }
 
     /// Records how a coordinator's work ended.
@@ -321,7 +342,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger");
         let mut written = ledger(&path);
-        written.start(1, "r", 4, 0, 7).unwrap();
+        written.start(1, "r", 4, 7).unwrap();
         for n in 1..=3 {
             written.commit(step(n, n as u8)).unwrap();
         }
@@ -381,13 +402,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("ledger");
         let mut first = ledger(&path);
-        first.start(1, "r", 4, 0, 7).unwrap();
+        first.start(1, "r", 4, 7).unwrap();
         for n in 1..=3 {
             first.commit(step(n, n as u8)).unwrap();
         }
         drop(first);
         let mut second = ledger(&path);
-        second.start(2, "r", 4, 1, 7).unwrap();
+        second.start(2, "r", 4, 7).unwrap();
+        second.rewind(1).unwrap();
         assert_eq!(second.head(), 1);
         second.commit(step(2, 2)).unwrap();
         let error = second.commit(step(3, 9)).unwrap_err();
@@ -396,7 +418,8 @@ mod tests {
         drop(second);
         // Under another recipe (more steps, so other learning rates) there is nothing to reproduce.
         let mut third = ledger(&path);
-        third.start(3, "other", 4, 2, 7).unwrap();
+        third.start(3, "other", 4, 7).unwrap();
+        third.rewind(2).unwrap();
         third.commit(step(3, 9)).unwrap();
     }
 }

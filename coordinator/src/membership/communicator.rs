@@ -35,7 +35,7 @@ impl State {
             && !active.communicator_made
             && id.id.len() == ID_BYTES;
         if !expected {
-            self.misbehaved(worker, "sent a communicator id that nobody asked it for", out);
+            self.misbehaved(worker, "sent a communicator id that nobody asked it for", now, out);
             return;
         }
         active.communicator_made = true;

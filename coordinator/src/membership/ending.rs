@@ -1,16 +1,23 @@
 //! Losses, failures, requested stops, and the end of the run.
 
-use super::{Effect, Level, Outcome, Phase, State, WorkerId, admission::note};
+use super::{
+    Effect, Level, Outcome, Phase, State, WorkerId,
+    admission::note,
+    state::{ActiveGeneration, Member},
+};
 use ballast_proto::{
     ErrorCode, Failure, exit,
     v1::{AbortGeneration, Generation, Goodbye, StopAfter, coordinator_message::Message},
 };
 
+/// So many generations in succession may fail before any of them commits a step.
+const MOST_FRUITLESS: u32 = 16;
+
 impl State {
     /// A worker broke the protocol: it is out.
-    pub(super) fn misbehaved(&mut self, worker: WorkerId, what: &str, out: &mut Vec<Effect>) {
+    pub(super) fn misbehaved(&mut self, worker: WorkerId, what: &str, now: u64, out: &mut Vec<Effect>) {
         let failure = Failure::new(ErrorCode::BadMessage, format!("{} {what}", self.label(worker)));
-        self.lose(worker, failure, out);
+        self.lose(worker, failure, now, out);
     }
 
     pub(super) fn generation_failed(
@@ -18,30 +25,41 @@ impl State {
         worker: WorkerId,
         generation: Generation,
         reason: &str,
+        now: u64,
         out: &mut Vec<Effect>,
     ) {
-        if self.generation.as_ref().is_some_and(|active| active.id == generation) {
+        let current = self.generation.as_ref().is_some_and(|active| active.id == generation);
+        if current && self.phase == Phase::Training {
             let message = format!("{} cannot go on in generation {generation}: {reason}", self.label(worker));
-            self.give_up(Failure::new(ErrorCode::CollectiveFailed, message), out);
+            out.push(note(Level::Warn, message.clone()));
+            self.break_up(Failure::new(ErrorCode::CollectiveFailed, message), now, out);
         }
     }
 
-    pub(super) fn leaving(&mut self, worker: WorkerId, failure: Option<Failure>, out: &mut Vec<Effect>) {
+    /// What a worker says about itself may hold for the others too: a failure that would meet them as well ends the run.
+    pub(super) fn leaving(&mut self, worker: WorkerId, failure: Option<Failure>, now: u64, out: &mut Vec<Effect>) {
         let label = self.label(worker);
         let failure = match failure {
             None => Failure::new(ErrorCode::WorkerLost, format!("{label} left the run")),
             Some(failure) => Failure::new(failure.code, format!("{label} left the run: {}", failure.message)),
         };
-        self.lose(worker, failure, out);
+        let engaged = self.members.get(&worker).is_some_and(Member::engaged);
+        if engaged && failure.code.exit_code() == exit::FAILED {
+            self.members.remove(&worker);
+            out.push(Effect::Dismiss { worker, failure: failure.clone() });
+            self.give_up(failure, out);
+            return;
+        }
+        self.lose(worker, failure, now, out);
     }
 
-    pub(super) fn disconnected(&mut self, worker: WorkerId, out: &mut Vec<Effect>) {
+    pub(super) fn disconnected(&mut self, worker: WorkerId, now: u64, out: &mut Vec<Effect>) {
         let message = format!("the connection of {} broke", self.label(worker));
-        self.lose(worker, Failure::new(ErrorCode::WorkerLost, message), out);
+        self.lose(worker, Failure::new(ErrorCode::WorkerLost, message), now, out);
     }
 
-    /// Removes a worker. What that means for the run depends on whether it had a rank.
-    pub(super) fn lose(&mut self, worker: WorkerId, failure: Failure, out: &mut Vec<Effect>) {
+    /// Removes a worker. The others go on without it.
+    pub(super) fn lose(&mut self, worker: WorkerId, failure: Failure, now: u64, out: &mut Vec<Effect>) {
         if self.members.remove(&worker).is_none() {
             return;
         }
@@ -52,24 +70,46 @@ impl State {
         out.push(note(Level::Warn, failure.message.clone()));
         let ranked = self.generation.as_ref().is_some_and(|g| g.rank_of(worker).is_some());
         match self.phase {
-            Phase::Gathering if self.settings.replaceable => {}
+            Phase::Gathering => self.gather(now, out),
+            Phase::Training if ranked => self.break_up(failure, now, out),
             Phase::Evaluating if ranked => {
                 out.push(Effect::Requeue { worker });
-                if !self.has_ranked_member() {
-                    self.give_up(failure, out);
-                }
+                self.await_evaluators(now, out);
             }
-            Phase::Gathering => self.give_up(failure, out),
-            Phase::Training if ranked => self.give_up(failure, out),
             Phase::Training | Phase::Evaluating | Phase::Over(_) => {}
         }
     }
 
-    fn has_ranked_member(&self) -> bool {
-        self.generation.as_ref().is_some_and(|g| g.ranks.iter().any(|w| self.members.contains_key(w)))
+    /// The generation is lost, and its ranks are called back: the next one forms from what they hold.
+    pub(super) fn break_up(&mut self, failure: Failure, now: u64, out: &mut Vec<Effect>) {
+        self.fruitless += 1;
+        if self.fruitless >= MOST_FRUITLESS {
+            let message = format!(
+                "{} generations in succession failed before their first step: {}",
+                self.fruitless, failure.message
+            );
+            self.give_up(Failure::new(failure.code, message), out);
+            return;
+        }
+        self.abort_generation(&failure.message, out);
+        (self.generation, self.phase) = (None, Phase::Gathering);
+        for member in self.members.values_mut() {
+            // Time to come back.
+            member.moved_at = now;
+        }
+        self.gather(now, out);
     }
 
-    /// The generation is lost. The policy is to stop: whoever restarts the run resumes from its newest checkpoint.
+    /// When nobody is left to evaluate, others can: all that is needed is in the last checkpoint.
+    pub(super) fn await_evaluators(&mut self, now: u64, out: &mut Vec<Effect>) {
+        let ranked = |g: &ActiveGeneration| g.ranks.iter().any(|w| self.members.contains_key(w));
+        if self.phase == Phase::Evaluating && !self.generation.as_ref().is_some_and(ranked) {
+            (self.generation, self.phase) = (None, Phase::Gathering);
+            self.gather(now, out);
+        }
+    }
+
+    /// Ends the run in the midst of a generation.
     fn give_up(&mut self, failure: Failure, out: &mut Vec<Effect>) {
         self.abort_generation(&failure.message, out);
         self.fail(failure, out);

@@ -19,12 +19,21 @@ pub enum Event {
         /// Who.
         worker: WorkerId,
     },
-    /// A worker has loaded its base model.
+    /// A worker can enter a generation.
     Ready {
         /// Who.
         worker: WorkerId,
         /// What it says about itself.
         ready: Ready,
+        /// What is known of the step of the state that it holds.
+        known: KnownStep,
+    },
+    /// A worker was asked to stop, and wants to leave at a step boundary.
+    Draining {
+        /// Who.
+        worker: WorkerId,
+        /// Why, in its words.
+        reason: String,
     },
     /// A worker is alive, and this is how far it has moved.
     Heartbeat {
@@ -75,6 +84,11 @@ pub enum Event {
         /// The step.
         step: u64,
     },
+    /// The ledger has it in writing that all steps after this one are void.
+    Rewound {
+        /// The step.
+        to: u64,
+    },
     /// The checkpoint of a step is durable.
     CheckpointSaved {
         /// The step.
@@ -99,6 +113,7 @@ impl Event {
         match self {
             Self::Connected { worker }
             | Self::Ready { worker, .. }
+            | Self::Draining { worker, .. }
             | Self::Heartbeat { worker, .. }
             | Self::CommunicatorMade { worker, .. }
             | Self::StepReported { worker, .. }
@@ -117,6 +132,15 @@ pub struct StepTotals {
     pub loss_tokens: u64,
     /// All tokens.
     pub tokens: u64,
+}
+
+/// What is known of a step of which a worker says that it holds the state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownStep {
+    /// SHA-256 of the state after it, if the ledger has the step.
+    pub state_sha256: Option<Vec<u8>>,
+    /// What the plan says about it.
+    pub planned: Option<StepTotals>,
 }
 
 /// Something to be done, in order.
@@ -147,6 +171,11 @@ pub enum Effect {
     RecordNumerics(NumericsFingerprint),
     /// Make a step durable in the ledger; answered by [`Event::Committed`].
     Persist(Commit),
+    /// Make it known to the ledger that all steps after this one are void; answered by [`Event::Rewound`].
+    Rewind {
+        /// Newest step that still counts.
+        to: u64,
+    },
     /// Hand the evaluation tasks of a lost worker out again.
     Requeue {
         /// The lost worker.

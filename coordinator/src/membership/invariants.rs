@@ -1,7 +1,7 @@
 //! What must hold whatever happens. Asserted after every transition in debug builds, and over whole histories in tests.
 
-use super::{Effect, Phase, State, WorkerId};
-use ballast_proto::v1::{Generation, coordinator_message::Message};
+use super::{Effect, Phase, State, WorkerId, state::Standing};
+use ballast_proto::v1::{Generation, GenerationFormed, coordinator_message::Message};
 use std::collections::BTreeSet;
 
 /// Checks one state.
@@ -15,24 +15,36 @@ pub fn check(state: &State) -> Result<(), String> {
     ensure(state.committed <= state.recorded, "a step is committed before it was recorded")?;
     ensure(state.recorded <= state.settings.total_steps, "a step beyond the end of the run")?;
     ensure(state.checkpoint.is_none_or(|step| step <= state.committed), "a checkpoint of an uncommitted step")?;
-    ensure(state.members.values().all(|m| m.connected || !m.ready), "a worker is ready without a session")?;
-    ensure(state.horizon <= state.committed + 1 + state.settings.prefetch_steps, "data is streamed too far ahead")?;
-    ensure(state.horizon <= state.end_step(), "data is streamed beyond the end")?;
+    let begun = state.generation.as_ref().map_or(0, |active| active.start_step).max(state.committed);
+    ensure(state.horizon <= begun + 1 + state.settings.prefetch_steps, "data is streamed too far ahead")?;
+    ensure(state.horizon <= state.boundary().0, "data is streamed beyond the end")?;
+    ensure(state.reports.keys().all(|step| *step > state.recorded), "a report of a recorded step is kept")?;
+    let working = matches!(state.phase, Phase::Training | Phase::Evaluating);
+    ensure(!state.rewinding || !working, "the ledger goes back while workers train")?;
+    for member in state.members.values() {
+        let Standing::Engaged { generation, applied } = member.standing else { continue };
+        ensure(
+            generation == Generation::new(state.settings.epoch, state.last_generation),
+            "a worker still has a rank in a generation that another one followed",
+        )?;
+        ensure(applied <= state.horizon.max(state.recorded), "a rank beyond the horizon")?;
+    }
     if let Some(active) = &state.generation {
         let distinct: BTreeSet<&WorkerId> = active.ranks.iter().collect();
         ensure(distinct.len() == active.ranks.len(), "a worker holds two ranks")?;
         ensure(active.ranks.is_sorted(), "ranks are not in order of admission")?;
-        ensure(active.ranks.len() == state.settings.workers, "a generation of the wrong size")?;
-        ensure(active.id.number == state.last_generation, "the active generation is not the newest")?;
         ensure(
-            active.applied.iter().all(|step| *step <= state.horizon().max(state.recorded)),
-            "a rank beyond the horizon",
+            (1..=state.settings.workers).contains(&active.ranks.len()),
+            "a generation of no worker, or of more than the run wants",
         )?;
+        ensure(active.id.number == state.last_generation, "the active generation is not the newest")?;
+        ensure(active.start_step <= state.recorded, "a generation started from a step that is not recorded")?;
+        let engaged = active.ranks.iter().filter_map(|worker| state.members.get(worker)).filter(|m| m.engaged());
+        ensure(engaged.clone().all(|m| m.step() >= active.start_step), "a rank before the start")?;
         ensure(
-            active.applied.iter().all(|step| *step >= state.recorded),
+            state.phase != Phase::Training || engaged.into_iter().all(|m| m.step() >= state.recorded),
             "a recorded step that a rank never reported",
         )?;
-        ensure(active.reports.keys().all(|step| *step > state.recorded), "a report of a recorded step is kept")?;
     }
     match state.phase {
         Phase::Gathering => ensure(state.generation.is_none(), "a generation exists while workers gather"),
@@ -53,6 +65,7 @@ pub struct Trace {
     known: BTreeSet<WorkerId>,
     generation: Option<Generation>,
     ranks: BTreeSet<(Generation, u32)>,
+    /// Steps that are recorded and not void, from the first one of this history on.
     recorded: Option<u64>,
     horizon: u64,
     finished: bool,
@@ -64,10 +77,16 @@ impl Trace {
     /// # Errors
     /// The invariant that the history breaks.
     pub fn observe(&mut self, state: &State, effects: &[Effect]) -> Result<(), String> {
+        let mut begins_anew = false;
         for effect in effects {
+            begins_anew |= match effect {
+                Effect::Rewind { .. } => true,
+                Effect::Send { message, .. } => matches!(message, Message::GenerationFormed(_)),
+                _ => false,
+            };
             self.effect(state, effect)?;
         }
-        if state.horizon() < self.horizon {
+        if state.horizon() < self.horizon && !begins_anew {
             return Err("the horizon fell back".into());
         }
         self.horizon = state.horizon();
@@ -76,22 +95,30 @@ impl Trace {
 
     fn effect(&mut self, state: &State, effect: &Effect) -> Result<(), String> {
         match effect {
-            Effect::Persist(_) | Effect::Evaluate | Effect::Admit { .. } if self.finished => {
+            Effect::Persist(_) | Effect::Rewind { .. } | Effect::Evaluate | Effect::Admit { .. } if self.finished => {
                 Err("work after the end".into())
             }
             Effect::Admit { worker } if !self.known.insert(*worker) => Err("a worker id was given out twice".into()),
             Effect::Dismiss { worker, .. } if !self.known.contains(worker) => Err("a stranger was dismissed".into()),
             Effect::Send { worker, .. } if !self.known.contains(worker) => Err("a message to a stranger".into()),
-            Effect::Send { message: Message::GenerationFormed(formed), .. } => {
-                self.formed(formed.generation, formed.rank)
-            }
+            Effect::Send { message: Message::GenerationFormed(formed), .. } => self.formed(state, formed),
             Effect::Persist(commit) => {
                 let previous = self.recorded.replace(commit.step).unwrap_or(state.start_step());
                 if commit.step != previous + 1 {
                     return Err(format!("step {} was recorded after step {previous}", commit.step));
                 }
-                if Some(commit.generation) != self.generation {
-                    return Err("a step was recorded for another generation".into());
+                if Some(commit.generation) > self.generation.max(Some(Generation::new(state.settings.epoch, 0))) {
+                    return Err("a step was recorded for a generation that was not formed".into());
+                }
+                Ok(())
+            }
+            Effect::Rewind { to } => {
+                let head = self.recorded.replace(*to).unwrap_or(state.start_step());
+                if *to >= head || state.checkpoint.is_some_and(|step| step > *to) {
+                    return Err(format!(
+                        "went back from step {head} to {to}, with a checkpoint {:?}",
+                        state.checkpoint
+                    ));
                 }
                 Ok(())
             }
@@ -100,15 +127,18 @@ impl Trace {
         }
     }
 
-    fn formed(&mut self, generation: Option<Generation>, rank: u32) -> Result<(), String> {
-        let Some(generation) = generation else { return Err("a generation without a number".into()) };
+    fn formed(&mut self, state: &State, formed: &GenerationFormed) -> Result<(), String> {
+        let Some(generation) = formed.generation else { return Err("a generation without a number".into()) };
         if self.generation.is_some_and(|newest| generation < newest) {
             return Err("an older generation was announced after a newer one".into());
         }
         if self.finished {
             return Err("a generation formed after the end".into());
         }
+        if formed.start_step != self.recorded.unwrap_or(state.start_step()) {
+            return Err(format!("a generation starts after step {}, which is not the newest", formed.start_step));
+        }
         self.generation = Some(generation);
-        if self.ranks.insert((generation, rank)) { Ok(()) } else { Err("a rank was given out twice".into()) }
+        if self.ranks.insert((generation, formed.rank)) { Ok(()) } else { Err("a rank was given out twice".into()) }
     }
 }

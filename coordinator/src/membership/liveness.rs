@@ -1,6 +1,6 @@
 //! Leases and standstill: who is gone without saying so.
 
-use super::{Effect, Phase, State, WorkerId};
+use super::{Effect, Phase, State, WorkerId, state::Standing};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Heartbeat},
@@ -42,7 +42,15 @@ impl State {
         faults.sort_unstable();
         for (fault, since, worker) in faults {
             let failure = self.describe(fault, worker, now.saturating_sub(since));
-            self.lose(worker, failure, out);
+            match (fault, &self.generation) {
+                // Nobody knows whose fault it is. Whoever does not come back is lost then.
+                (Fault::Stuck, Some(active)) => self.generation_failed(worker, active.id, &failure.message, now, out),
+                (Fault::Stuck, None) => {}
+                _ => self.lose(worker, failure, now, out),
+            }
+        }
+        if self.phase == Phase::Gathering {
+            self.gather(now, out);
         }
     }
 
@@ -52,25 +60,16 @@ impl State {
         let timeouts = &self.settings.timeouts;
         let over = |since: u64, limit: u64| now.saturating_sub(since) >= limit;
         let fault = |fault, since| Some((fault, since, worker));
-        if !member.connected {
-            return if over(member.joined_at, timeouts.lease_ms) {
-                fault(Fault::NeverConnected, member.joined_at)
-            } else {
-                None
-            };
+        if member.standing == Standing::Admitted {
+            let waited = over(member.joined_at, timeouts.lease_ms);
+            return waited.then_some((Fault::NeverConnected, member.joined_at, worker));
         }
         if over(member.seen_at, timeouts.lease_ms) {
             return fault(Fault::Silent, member.seen_at);
         }
-        if !member.ready {
-            return if over(member.joined_at, timeouts.load_ms) {
-                fault(Fault::NotReady, member.joined_at)
-            } else {
-                None
-            };
-        }
-        if !matches!(self.phase, Phase::Training | Phase::Evaluating) {
-            return None;
+        if member.standing == Standing::Loading {
+            let waited = over(member.joined_at, timeouts.load_ms);
+            return waited.then_some((Fault::NotReady, member.joined_at, worker));
         }
         match member.phase {
             v1::Phase::Compute | v1::Phase::Apply | v1::Phase::Evaluate
@@ -78,10 +77,14 @@ impl State {
             {
                 fault(Fault::Hung, member.moved_at)
             }
+            // It was called back, and does not come.
+            v1::Phase::Reduce if member.engaged() && self.phase == Phase::Gathering => {
+                over(member.moved_at, timeouts.progress_ms).then_some((Fault::Hung, member.moved_at, worker))
+            }
             // Waiting for a slower rank is no fault, so a collective is stuck only when nobody at all moves.
-            v1::Phase::Reduce => {
+            v1::Phase::Reduce if self.phase == Phase::Training => {
                 let moved = self.members.values().map(|m| m.moved_at).max().unwrap_or(now);
-                if over(moved, timeouts.progress_ms) { fault(Fault::Stuck, member.moved_at) } else { None }
+                over(moved, timeouts.progress_ms).then_some((Fault::Stuck, member.moved_at, worker))
             }
             _ => None,
         }

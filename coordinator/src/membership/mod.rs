@@ -6,23 +6,31 @@
 //! reason fit for a log line.
 //!
 //! ```text
-//! Gathering --all ready--> Training --last step durable, checkpointed--> Evaluating --all tasks done--> Over
-//!     |                       |                                             |
-//!     +------- stop ----------+------------- loss, failure, stop -----------+------------------------> Over
+//!     +----------------- loss, join, leave ------------------+----------- nobody left ------------+
+//!     v                                                      |                                    |
+//! Gathering --enough ready, a state to start from--> Training --last step checkpointed--> Evaluating --all done--> Over
+//!     |                                                 |                                    |
+//!     +------------ stop, failure ----------------------+------------------------------------+-------------------> Over
 //! ```
+//!
+//! A generation that loses a rank is aborted, and its other ranks come back with what they have applied; at a join or a
+//! leave it ends at a step boundary. The next one starts from the newest state that any of them holds; only when nobody
+//! holds the newest recorded step's, the ledger goes back to what there is.
 
 mod admission;
 mod communicator;
 mod ending;
 mod event;
+mod gathering;
 mod invariants;
 mod liveness;
+mod readiness;
 mod state;
 mod training;
 
-pub use event::{Commit, Effect, Event, Level, Outcome, StepTotals};
+pub use event::{Commit, Effect, Event, KnownStep, Level, Outcome, StepTotals};
 pub use invariants::{Trace, check};
-pub use state::{MemberStatus, Phase, Settings, Start, State, WorkerId};
+pub use state::{MemberStatus, Phase, Seat, Settings, State, WorkerId};
 
 /// Decides what follows from `event` at `now_ms`, a clock that never runs backwards.
 #[must_use]
@@ -45,17 +53,19 @@ impl State {
         match event {
             Event::Join(request) => self.join(request, now, out),
             Event::Connected { worker } => self.connected(worker, now, out),
-            Event::Ready { worker, ready } => self.ready(worker, ready, now, out),
+            Event::Ready { worker, ready, known } => self.ready(worker, ready, &known, now, out),
+            Event::Draining { worker, reason } => self.draining(worker, reason, now, out),
             Event::Heartbeat { worker, heartbeat } => self.heartbeat(worker, heartbeat, now),
             Event::CommunicatorMade { worker, id } => self.communicator_made(worker, id, now, out),
             Event::StepReported { worker, report, planned } => self.step_reported(worker, report, planned, now, out),
             Event::GenerationFailed { worker, generation, reason } => {
-                self.generation_failed(worker, generation, &reason, out);
+                self.generation_failed(worker, generation, &reason, now, out);
             }
-            Event::Leaving { worker, failure } => self.leaving(worker, failure, out),
-            Event::Disconnected { worker } => self.disconnected(worker, out),
+            Event::Leaving { worker, failure } => self.leaving(worker, failure, now, out),
+            Event::Disconnected { worker } => self.disconnected(worker, now, out),
             Event::Committed { step } => self.step_committed(step, now, out),
-            Event::CheckpointSaved { step } => self.checkpoint_saved(step, out),
+            Event::Rewound { .. } => self.rewound(now, out),
+            Event::CheckpointSaved { step } => self.checkpoint_saved(step, now, out),
             Event::EvaluationFinished => self.evaluation_finished(out),
             Event::StopRequested { reason } => self.stop_requested(&reason, out),
             Event::Failed(failure) => self.fail(failure, out),

@@ -3,7 +3,7 @@
 use super::{Outcome, StepTotals};
 use ballast_proto::{
     ErrorCode, Failure,
-    v1::{self, Generation, NumericsFingerprint, StateSource, StepReport, Timeouts, Transport},
+    v1::{self, Generation, NumericsFingerprint, StepReport, Timeouts, Transport},
 };
 use std::collections::BTreeMap;
 
@@ -22,17 +22,20 @@ pub struct Settings {
     pub last_generation: u64,
     /// Version of the binary; a worker's must be equal.
     pub version: String,
-    /// Workers that train.
+    /// Workers that train, if so many can be had.
     pub workers: usize,
-    /// Whether a worker that is lost before training starts may be replaced by another one that joins. Where it
-    /// cannot (a supervisor started exactly as many as are needed), its failure ends the run.
-    pub replaceable: bool,
+    /// Fewest workers that train.
+    pub min_workers: usize,
+    /// How long a generation that no training state depends on waits for all workers, once there are enough.
+    pub gather_ms: u64,
     /// SHA-256 (hex) of the base model.
     pub model_sha256: String,
     /// Arithmetic of the run so far; `None` for a new run.
     pub numerics: Option<NumericsFingerprint>,
-    /// Where training starts.
-    pub start: Start,
+    /// Newest step of the ledger; 0 for a new run.
+    pub head: u64,
+    /// Newest step with a checkpoint, at most `head`.
+    pub checkpoint: Option<u64>,
     /// Optimizer steps in the whole run.
     pub total_steps: u64,
     /// How the run wants its ranks to meet.
@@ -45,37 +48,10 @@ pub struct Settings {
     pub timeouts: Timeouts,
 }
 
-/// The state that training starts from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// A new adapter, from the seed.
-    Seed,
-    /// The checkpoint of this step.
-    Checkpoint(u64),
-}
-
-impl Start {
-    /// Steps applied to it.
-    #[must_use]
-    pub fn step(self) -> u64 {
-        match self {
-            Self::Seed => 0,
-            Self::Checkpoint(step) => step,
-        }
-    }
-
-    pub(super) fn source(self) -> StateSource {
-        match self {
-            Self::Seed => StateSource::Seed,
-            Self::Checkpoint(_) => StateSource::Checkpoint,
-        }
-    }
-}
-
 /// Where the run stands.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Phase {
-    /// Workers join and load.
+    /// Workers join and load, or come back from a generation that ended.
     Gathering,
     /// A generation trains.
     Training,
@@ -97,10 +73,14 @@ pub struct State {
     pub(super) last_generation: u64,
     /// The generation that trains or evaluates.
     pub(super) generation: Option<ActiveGeneration>,
+    /// Reports of steps not yet recorded, by step and worker; also of workers that are lost since.
+    pub(super) reports: BTreeMap<u64, BTreeMap<WorkerId, StepReport>>,
     /// Newest step handed to the ledger.
     pub(super) recorded: u64,
     /// Newest step durable in the ledger.
     pub(super) committed: u64,
+    /// Whether the ledger is being told that later steps are void.
+    pub(super) rewinding: bool,
     /// Newest step whose shards may be streamed.
     pub(super) horizon: u64,
     /// When the newest step was committed, or the generation formed.
@@ -111,6 +91,12 @@ pub struct State {
     pub(super) checkpoint: Option<u64>,
     /// A requested stop: the reason and the last step.
     pub(super) stop: Option<(String, u64)>,
+    /// Since when there are enough workers for a generation, while none is formed.
+    pub(super) enough_since: Option<u64>,
+    /// Why no generation forms; empty when nothing is awaited.
+    pub(super) waiting: String,
+    /// Generations in succession that failed before they committed anything.
+    pub(super) fruitless: u32,
 }
 
 /// One admitted worker.
@@ -118,13 +104,63 @@ pub struct State {
 pub(super) struct Member {
     pub(super) name: String,
     pub(super) ring_address: String,
-    pub(super) connected: bool,
-    pub(super) ready: bool,
+    pub(super) standing: Standing,
+    /// Whether it was in a generation before.
+    pub(super) veteran: bool,
+    /// Why it wants to leave at the next step boundary.
+    pub(super) draining: Option<String>,
     pub(super) joined_at: u64,
     pub(super) seen_at: u64,
     pub(super) progress: u64,
     pub(super) phase: v1::Phase,
     pub(super) moved_at: u64,
+}
+
+/// What a member is able to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It has not opened its session yet.
+    Admitted,
+    /// It loads the base model.
+    Loading,
+    /// It can enter a generation, with this state in its memory.
+    Idle(Option<Held>),
+    /// It has a rank in this generation, and has not come back from it.
+    Engaged {
+        generation: Generation,
+        /// Newest step that it applied.
+        applied: u64,
+    },
+}
+
+/// A training state in a worker's memory, of which it is known that it is the run's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Held {
+    /// Steps applied to it.
+    pub(super) step: u64,
+}
+
+impl Member {
+    pub(super) fn ready(&self) -> bool {
+        matches!(self.standing, Standing::Idle(_) | Standing::Engaged { .. })
+    }
+
+    pub(super) fn idle(&self) -> bool {
+        matches!(self.standing, Standing::Idle(_))
+    }
+
+    pub(super) fn engaged(&self) -> bool {
+        matches!(self.standing, Standing::Engaged { .. })
+    }
+
+    /// Newest step that its state is known to have; 0 for the seed's.
+    pub(super) fn step(&self) -> u64 {
+        match self.standing {
+            Standing::Idle(Some(held)) => held.step,
+            Standing::Engaged { applied, .. } => applied,
+            _ => 0,
+        }
+    }
 }
 
 /// A numbered membership.
@@ -133,20 +169,43 @@ pub(super) struct ActiveGeneration {
     pub(super) id: Generation,
     /// Workers in rank order.
     pub(super) ranks: Vec<WorkerId>,
+    /// Steps applied to the state that it started from.
+    pub(super) start_step: u64,
+    /// The rank whose state others start from.
+    pub(super) hand_over: Option<usize>,
     /// How they meet.
     pub(super) transport: Transport,
     /// Whether rank 0 has told the secret that they meet by, where one is needed.
     pub(super) communicator_made: bool,
-    /// Newest step that each rank reported.
-    pub(super) applied: Vec<u64>,
-    /// Reports of steps not yet recorded, by step and rank.
-    pub(super) reports: BTreeMap<u64, BTreeMap<usize, StepReport>>,
+    /// Its last step, when it is to end so that another one can form.
+    pub(super) closing: Option<Closing>,
+}
+
+/// How a generation comes to an end at a step boundary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Closing {
+    pub(super) last_step: u64,
+    /// Whether all that know the state then leave, so that it must be kept.
+    pub(super) checkpoint: bool,
 }
 
 impl ActiveGeneration {
     pub(super) fn rank_of(&self, worker: WorkerId) -> Option<usize> {
         self.ranks.iter().position(|w| *w == worker)
     }
+}
+
+/// A worker's place in a generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Its rank.
+    pub rank: usize,
+    /// Ranks of the generation.
+    pub world_size: usize,
+    /// Steps applied before the generation's first.
+    pub start_step: u64,
+    /// Whether others start from this worker's state.
+    pub hand_over: bool,
 }
 
 /// A worker as people see it.
@@ -166,7 +225,6 @@ impl State {
     /// A run with no worker yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let step = settings.start.step();
         Self {
             phase: Phase::Gathering,
             members: BTreeMap::new(),
@@ -174,16 +232,18 @@ impl State {
             numerics: settings.numerics.clone(),
             last_generation: settings.last_generation,
             generation: None,
-            recorded: step,
-            committed: step,
-            horizon: step,
+            reports: BTreeMap::new(),
+            recorded: settings.head,
+            committed: settings.head,
+            rewinding: false,
+            horizon: settings.head,
             committed_at: 0,
             step_ms: [None; 2],
-            checkpoint: match settings.start {
-                Start::Seed => None,
-                Start::Checkpoint(step) => Some(step),
-            },
+            checkpoint: settings.checkpoint,
             stop: None,
+            enough_since: None,
+            waiting: String::new(),
+            fruitless: 0,
             settings,
         }
     }
@@ -198,6 +258,12 @@ impl State {
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {
         self.generation.as_ref().map(|g| g.id)
+    }
+
+    /// Newest step handed to the ledger.
+    #[must_use]
+    pub fn recorded(&self) -> u64 {
+        self.recorded
     }
 
     /// Newest durable step.
@@ -224,10 +290,28 @@ impl State {
         self.stop.as_ref().map(|(reason, _)| reason.as_str())
     }
 
-    /// Newest step whose shards may be streamed: the one in training and a few more. It never falls.
+    /// The last step that the current generation is given, and whether the state after it must be kept: that of training, or
+    /// an earlier one where another generation is to form.
+    #[must_use]
+    pub fn boundary(&self) -> (u64, bool) {
+        let end = (self.end_step(), true);
+        match self.generation.as_ref().and_then(|active| active.closing) {
+            Some(closing) if closing.last_step < end.0 => (closing.last_step, closing.checkpoint),
+            _ => end,
+        }
+    }
+
+    /// Newest step whose shards may be streamed: the one in training and a few more. It falls only when another generation
+    /// forms, which begins anew.
     #[must_use]
     pub fn horizon(&self) -> u64 {
         self.horizon
+    }
+
+    /// Why no generation forms, in words; empty when none is awaited.
+    #[must_use]
+    pub fn waiting(&self) -> &str {
+        &self.waiting
     }
 
     /// Moves the horizon ahead of the newest durable step.
@@ -240,13 +324,25 @@ impl State {
             Some(ms) if ms < SHORT_STEP_MS => self.settings.prefetch_steps,
             _ => 0,
         };
-        self.horizon = (self.committed + 1 + ahead).min(self.end_step()).max(self.horizon);
+        self.horizon = (self.committed + 1 + ahead).min(self.boundary().0).max(self.horizon);
     }
 
-    /// Step that training started from in this epoch.
+    /// Newest step of the ledger when this epoch began.
     #[must_use]
     pub fn start_step(&self) -> u64 {
-        self.settings.start.step()
+        self.settings.head
+    }
+
+    /// Steps applied before the current generation's first.
+    #[must_use]
+    pub fn generation_start(&self) -> u64 {
+        self.generation.as_ref().map_or(self.committed, |active| active.start_step)
+    }
+
+    /// Ranks of the current generation; 0 when there is none.
+    #[must_use]
+    pub fn world_size(&self) -> usize {
+        self.generation.as_ref().map_or(0, |active| active.ranks.len())
     }
 
     /// Everyone admitted, in order of admission.
@@ -254,18 +350,24 @@ impl State {
         self.members.iter().map(|(worker, member)| MemberStatus {
             worker: *worker,
             name: member.name.clone(),
-            ready: member.ready,
+            ready: member.ready(),
             rank: self.generation.as_ref().and_then(|g| g.rank_of(*worker)),
         })
     }
 
-    /// Rank and world size of a worker in a generation.
+    /// Whether a worker is a member.
+    #[must_use]
+    pub fn is_member(&self, worker: WorkerId) -> bool {
+        self.members.contains_key(&worker)
+    }
+
+    /// A worker's place in a generation.
     ///
     /// # Errors
     /// `UnknownWorker` when it was never admitted or is gone; `StaleGeneration` when the generation is not the current
     /// one or the worker has no rank in it.
-    pub fn rank_in(&self, worker: WorkerId, generation: Option<Generation>) -> Result<(usize, usize), Failure> {
-        if !self.members.contains_key(&worker) {
+    pub fn seat(&self, worker: WorkerId, generation: Option<Generation>) -> Result<Seat, Failure> {
+        if !self.is_member(worker) {
             return Err(Failure::new(
                 ErrorCode::UnknownWorker,
                 format!("worker {worker} is not a member of this run: join again"),
@@ -284,7 +386,12 @@ impl State {
         let rank = active
             .rank_of(worker)
             .ok_or_else(|| stale(format!("and worker {worker} has no rank in generation {}", active.id)))?;
-        Ok((rank, active.ranks.len()))
+        Ok(Seat {
+            rank,
+            world_size: active.ranks.len(),
+            start_step: active.start_step,
+            hand_over: active.hand_over == Some(rank),
+        })
     }
 
     /// A worker's name and id, for messages.

@@ -1,14 +1,16 @@
 //! Every decision of the membership, and random histories that must keep its invariants.
 
 mod communicator;
+mod elastic;
 mod histories;
 mod scenarios;
 
 use super::*;
 use ballast_proto::v1::{
-    Collective, CommunicatorId, Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport, Timeouts,
-    coordinator_message::Message,
+    Collective, CommunicatorId, Generation, GenerationFormed, Heartbeat, HeldState, JoinRequest, NumericsFingerprint,
+    Ready, StepReport, Timeouts, coordinator_message::Message,
 };
+use std::collections::BTreeMap;
 
 pub(super) const MODEL: &str = "model";
 pub(super) const PLAN: StepTotals = StepTotals { loss_tokens: 10, tokens: 20 };
@@ -19,10 +21,12 @@ pub(super) fn settings(workers: usize) -> Settings {
         last_generation: 0,
         version: "1".into(),
         workers,
-        replaceable: true,
+        min_workers: 1,
+        gather_ms: 50,
         model_sha256: MODEL.into(),
         numerics: None,
-        start: Start::Seed,
+        head: 0,
+        checkpoint: None,
         total_steps: 6,
         collective: Collective::Auto,
         prefetch_steps: 1,
@@ -79,21 +83,36 @@ pub(super) struct Run {
     pub(super) last: Vec<Effect>,
     /// What its workers compute with.
     pub(super) fingerprint: NumericsFingerprint,
+    /// State hashes of the steps that are recorded and not void.
+    pub(super) ledger: BTreeMap<u64, Vec<u8>>,
 }
 
 impl Run {
     pub(super) fn new(settings: Settings) -> Self {
         let (trace, last) = (Trace::default(), Vec::new());
-        Self { state: State::new(settings), now: 0, trace, last, fingerprint: fingerprint() }
+        let ledger = (1..=settings.head).map(|step| (step, vec![step as u8; 32])).collect();
+        Self { state: State::new(settings), now: 0, trace, last, fingerprint: fingerprint(), ledger }
     }
 
     pub(super) fn feed(&mut self, event: Event) -> &[Effect] {
         let (state, effects) = step(self.state.clone(), event.clone(), self.now);
         check(&state).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
         self.trace.observe(&state, &effects).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
+        for effect in &effects {
+            match effect {
+                Effect::Persist(commit) => drop(self.ledger.insert(commit.step, commit.state_sha256.clone())),
+                Effect::Rewind { to } => drop(self.ledger.split_off(&(to + 1))),
+                _ => {}
+            }
+        }
         self.state = state;
         self.last = effects;
         &self.last
+    }
+
+    /// What the shell knows of a step.
+    pub(super) fn known(&self, step: u64) -> KnownStep {
+        KnownStep { state_sha256: self.ledger.get(&step).cloned(), planned: Some(PLAN) }
     }
 
     pub(super) fn join(&mut self, name: &str) -> WorkerId {
@@ -103,7 +122,32 @@ impl Run {
 
     pub(super) fn ready(&mut self, worker: WorkerId) {
         self.feed(Event::Connected { worker });
-        self.feed(Event::Ready { worker, ready: ready(self.fingerprint.clone()) });
+        self.feed(Event::Ready { worker, ready: ready(self.fingerprint.clone()), known: KnownStep::default() });
+    }
+
+    /// A worker comes from another coordinator with the state of a step, which it trained.
+    pub(super) fn ready_with(&mut self, worker: WorkerId, held: HeldState) {
+        self.feed(Event::Connected { worker });
+        let known = self.known(held.step);
+        let ready = Ready { held: Some(held), ..ready(self.fingerprint.clone()) };
+        self.feed(Event::Ready { worker, ready, known });
+    }
+
+    /// A worker comes back from a generation with the state of a step.
+    pub(super) fn back(&mut self, worker: WorkerId, left: Generation, step: u64) {
+        let held = (step > 0).then(|| held(left, step, step as u8));
+        let ready = Ready { held, left: Some(left), ..ready(self.fingerprint.clone()) };
+        let known = self.known(step);
+        self.feed(Event::Ready { worker, ready, known });
+    }
+
+    /// What the last transition told each rank of a new generation.
+    pub(super) fn formed(&self) -> Vec<(WorkerId, GenerationFormed)> {
+        let formed = |(worker, message)| match message {
+            Message::GenerationFormed(formed) => Some((worker, formed)),
+            _ => None,
+        };
+        self.sent().into_iter().filter_map(formed).collect()
     }
 
     /// `n` workers, all ready: a generation has formed.
@@ -130,7 +174,7 @@ impl Run {
 
     /// All ranks report a step, and it becomes durable.
     pub(super) fn commit(&mut self, number: u64) {
-        let workers: Vec<_> = self.state.members().map(|m| m.worker).collect();
+        let workers: Vec<_> = self.state.members().filter(|m| m.rank.is_some()).map(|m| m.worker).collect();
         workers.into_iter().for_each(|worker| self.report(worker, number, number as u8));
         assert!(self.recorded(number), "{:?}", self.last);
         self.feed(Event::Committed { step: number });
@@ -158,7 +202,12 @@ impl Run {
 }
 
 pub(super) fn ready(fingerprint: NumericsFingerprint) -> Ready {
-    Ready { fingerprint: Some(fingerprint), applied_step: 0, has_state: false }
+    Ready { fingerprint: Some(fingerprint), held: None, left: None }
+}
+
+/// A state after a step that was trained in a generation.
+pub(super) fn held(generation: Generation, step: u64, state: u8) -> HeldState {
+    HeldState { step, state_sha256: vec![state; 32].into(), report: Some(report(generation, step, state)) }
 }
 
 pub(super) fn heartbeat(progress: u64, phase: ballast_proto::v1::Phase) -> Heartbeat {

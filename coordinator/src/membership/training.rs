@@ -1,9 +1,11 @@
 //! Step reports, commits, checkpoints, and the way from training to evaluation.
 
-use super::{Commit, Effect, Level, Phase, State, StepTotals, WorkerId, admission::note, ending::stopped};
+use super::{
+    Commit, Effect, Level, Phase, State, StepTotals, WorkerId, admission::note, ending::stopped, state::Standing,
+};
 use ballast_proto::{
     ErrorCode, Failure,
-    v1::{EvaluatePhase, StepReport, coordinator_message::Message},
+    v1::{EvaluatePhase, Generation, StepReport, coordinator_message::Message},
 };
 use std::collections::BTreeMap;
 
@@ -16,31 +18,36 @@ impl State {
         now: u64,
         out: &mut Vec<Effect>,
     ) {
-        if self.phase != Phase::Training {
+        if self.is_over() {
             return;
         }
         let horizon = self.horizon();
-        let Some(active) = &mut self.generation else { return };
-        if report.generation.is_some_and(|g| g < active.id) {
+        let Some(member) = self.members.get(&worker) else { return };
+        let newest = Generation::new(self.settings.epoch, self.last_generation);
+        let (generation, applied) = match member.standing {
+            Standing::Engaged { generation, applied } => (generation, applied),
+            _ => (newest, u64::MAX),
+        };
+        if report.generation.is_some_and(|g| g < generation) {
             // Sent before the worker heard of the newer generation; fenced.
             out.push(note(Level::Warn, format!("ignored a report of an older generation from worker {worker}")));
             return;
         }
-        let Some(rank) = active.rank_of(worker).filter(|_| report.generation == Some(active.id)) else {
-            self.misbehaved(worker, "reported a step of a generation that does not exist", out);
+        if report.generation != Some(generation) || applied == u64::MAX {
+            self.misbehaved(worker, "reported a step of a generation that it has no rank in", now, out);
             return;
-        };
-        let expected = active.applied.get(rank).map_or(0, |step| step + 1);
+        }
+        let expected = applied + 1;
         if report.step != expected || report.step > horizon {
             let what =
                 format!("reported step {}, but its next step is {expected} (streamed up to {horizon})", report.step);
-            self.misbehaved(worker, &what, out);
+            self.misbehaved(worker, &what, now, out);
             return;
         }
         if report.state_sha256.len() != 32 || !planned.is_some_and(|plan| plan.agree(&report)) {
             let what =
                 format!("reported step {} with token counts that are not the plan's, or a malformed hash", expected);
-            self.misbehaved(worker, &what, out);
+            self.misbehaved(worker, &what, now, out);
             return;
         }
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
@@ -52,54 +59,52 @@ impl State {
             self.fail(Failure::new(ErrorCode::NonFinite, message), out);
             return;
         }
-        if let Some(applied) = active.applied.get_mut(rank) {
-            *applied = report.step;
-        }
-        active.reports.entry(report.step).or_default().insert(rank, report);
         if let Some(member) = self.members.get_mut(&worker) {
+            member.standing = Standing::Engaged { generation, applied: report.step };
             member.moved_at = now;
         }
+        self.reports.entry(report.step).or_default().insert(worker, report);
         self.record_agreed_steps(out);
     }
 
-    /// Hands every step that all ranks have reported to the ledger, in order.
+    /// Hands every step that all ranks have reported to the ledger, in order. When the generation is lost, what survivors have
+    /// reported is recorded once all of them have come back.
     fn record_agreed_steps(&mut self, out: &mut Vec<Effect>) {
         loop {
             let step = self.recorded + 1;
-            let Some(active) = &mut self.generation else { return };
-            if active.reports.get(&step).is_none_or(|reports| reports.len() < active.ranks.len()) {
+            let (Some(active), Some(reports)) = (&self.generation, self.reports.get(&step)) else { return };
+            if !active.ranks.iter().all(|worker| reports.contains_key(worker)) || !self.record(step, out) {
                 return;
             }
-            let Some(reports) = active.reports.remove(&step) else { return };
-            match agreement(&reports) {
-                Ok(report) => {
-                    out.push(Effect::Persist(commit(active.id, report, &reports)));
-                    self.recorded = step;
-                }
-                Err(ranks) => {
-                    let workers: Vec<String> = ranks
-                        .iter()
-                        .filter_map(|r| active.ranks.get(*r))
-                        .copied()
-                        .collect::<Vec<_>>()
-                        .iter()
-                        .map(|w| self.label(*w))
-                        .collect();
-                    let message = format!(
-                        "after step {step} the training state of {} differs from the other ranks': run it again with \
-                         one worker less, or check the memory of that machine",
-                        workers.join(" and ")
-                    );
-                    self.fail(Failure::new(ErrorCode::StateDiverged, message), out);
-                    return;
-                }
+        }
+    }
+
+    /// Hands the next step to the ledger, as those report it who were there; whether they agree.
+    pub(super) fn record(&mut self, step: u64, out: &mut Vec<Effect>) -> bool {
+        let reports = self.reports.remove(&step).unwrap_or_default();
+        match agreement(&reports) {
+            Ok(report) => {
+                out.push(Effect::Persist(commit(report, &reports)));
+                self.recorded = step;
+                true
+            }
+            Err(apart) => {
+                let workers: Vec<String> = apart.iter().map(|worker| self.label(*worker)).collect();
+                let message = format!(
+                    "after step {step} the training state of {} differs from the other ranks': run it again with \
+                     one worker less, or check the memory of that machine",
+                    workers.join(" and ")
+                );
+                self.fail(Failure::new(ErrorCode::StateDiverged, message), out);
+                false
             }
         }
     }
 
     pub(super) fn step_committed(&mut self, step: u64, now: u64, out: &mut Vec<Effect>) {
-        if step == self.committed + 1 && step <= self.recorded {
+        if !self.rewinding && step == self.committed + 1 && step <= self.recorded {
             self.committed = step;
+            self.fruitless = 0;
             self.step_ms = [Some(now.saturating_sub(self.committed_at)), self.step_ms[0]];
             self.committed_at = now;
             self.advance_horizon();
@@ -107,11 +112,13 @@ impl State {
         }
     }
 
-    pub(super) fn checkpoint_saved(&mut self, step: u64, out: &mut Vec<Effect>) {
+    pub(super) fn checkpoint_saved(&mut self, step: u64, now: u64, out: &mut Vec<Effect>) {
         if step <= self.committed && self.checkpoint.is_none_or(|newest| newest < step) {
             self.checkpoint = Some(step);
             out.push(note(Level::Info, format!("checkpoint of step {step} is durable")));
             self.conclude_training(out);
+            self.regroup(now, out);
+            self.release_drained(now, out);
         }
     }
 
@@ -149,9 +156,9 @@ impl State {
     }
 }
 
-/// The report that all ranks agree on, or the ranks that stand apart: those outside the largest group of equals (all of
-/// them when no group is larger than every other).
-fn agreement(reports: &BTreeMap<usize, StepReport>) -> Result<&StepReport, Vec<usize>> {
+/// The report that all agree on, or those who stand apart: whoever is outside the largest group of equals (all of them when no
+/// group is larger than every other).
+fn agreement(reports: &BTreeMap<WorkerId, StepReport>) -> Result<&StepReport, Vec<WorkerId>> {
     let same =
         |a: &StepReport, b: &StepReport| a.state_sha256 == b.state_sha256 && a.loss.to_bits() == b.loss.to_bits();
     let group = |report: &StepReport| reports.values().filter(|other| same(report, other)).count();
@@ -160,7 +167,7 @@ fn agreement(reports: &BTreeMap<usize, StepReport>) -> Result<&StepReport, Vec<u
     match first {
         Some(report) if largest == reports.len() => Ok(report),
         Some(report) => {
-            let apart: Vec<usize> = reports.iter().filter(|(_, r)| !same(report, r)).map(|(rank, _)| *rank).collect();
+            let apart = reports.iter().filter(|(_, r)| !same(report, r)).map(|(worker, _)| *worker).collect();
             let rivals = reports.values().any(|r| !same(report, r) && group(r) == largest);
             Err(if rivals { reports.keys().copied().collect() } else { apart })
         }
@@ -168,14 +175,10 @@ fn agreement(reports: &BTreeMap<usize, StepReport>) -> Result<&StepReport, Vec<u
     }
 }
 
-fn commit(
-    generation: ballast_proto::v1::Generation,
-    report: &StepReport,
-    reports: &BTreeMap<usize, StepReport>,
-) -> Commit {
+fn commit(report: &StepReport, reports: &BTreeMap<WorkerId, StepReport>) -> Commit {
     let longest = |seconds: fn(&StepReport) -> f64| reports.values().map(seconds).fold(0.0, f64::max);
     Commit {
-        generation,
+        generation: report.generation.unwrap_or_default(),
         step: report.step,
         state_sha256: report.state_sha256.to_vec(),
         loss: report.loss,

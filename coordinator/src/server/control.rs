@@ -12,13 +12,13 @@ use crate::{
     checkpoint::RunRecord,
     evaluation::{Next, Queue},
     ledger::{SampleSet, StepRecord},
-    membership::{self, Commit, Effect, Event, Level, MemberStatus, Outcome, Phase, State, WorkerId},
+    membership::{self, Commit, Effect, Event, KnownStep, Level, MemberStatus, Outcome, Phase, Seat, State, WorkerId},
 };
 use ballast_proto::{
     ErrorCode, Failure,
-    v1::{CoordinatorMessage, Generation, JoinRequest, coordinator_message::Message, task_result},
+    v1::{CoordinatorMessage, Generation, JoinRequest, Ready, coordinator_message::Message, task_result},
 };
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -30,6 +30,8 @@ use tonic::Status;
 pub(super) enum Command {
     /// Something happened.
     Event(Event),
+    /// A worker can enter a generation.
+    Ready(WorkerId, Ready),
     /// A worker wants in.
     Join(JoinRequest, oneshot::Sender<Result<WorkerId, Failure>>),
     /// A worker opens its session.
@@ -38,10 +40,19 @@ pub(super) enum Command {
     Closed(WorkerId),
     /// Which rank a worker has in a generation.
     Seat { worker: WorkerId, generation: Option<Generation>, reply: oneshot::Sender<Result<Seat, Failure>> },
-    /// State hash of a step committed by this process.
+    /// What a worker's upload of the state after a step is for.
+    Upload {
+        worker: WorkerId,
+        generation: Option<Generation>,
+        step: u64,
+        reply: oneshot::Sender<Result<Purpose, Failure>>,
+    },
+    /// State hash of a step that is recorded and not void.
     StateOf(u64, oneshot::Sender<Option<Vec<u8>>>),
-    /// A checkpoint is durable, in this directory.
-    Saved { step: u64, path: PathBuf },
+    /// Directory of the newest checkpoint, if it is of this step.
+    CheckpointOf(u64, oneshot::Sender<Option<String>>),
+    /// A checkpoint is durable, in this directory of the store.
+    Saved { step: u64, directory: String },
     /// A worker wants an evaluation task.
     NextTask { worker: WorkerId, generation: Option<Generation>, reply: TaskReply },
     /// A worker has a result.
@@ -64,21 +75,25 @@ pub(super) struct Session {
     pub(super) reader: CancellationToken,
 }
 
-/// A worker's place in a generation.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seat {
-    pub(super) rank: usize,
-    pub(super) world_size: usize,
-    /// Steps applied before the generation's first.
-    pub(super) start_step: u64,
+/// What a state is uploaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be kept.
+    Checkpoint,
+    /// For other ranks to start from.
+    HandOver,
 }
 
 /// What the streaming services follow.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct View {
     pub(super) generation: Option<Generation>,
+    pub(super) recorded: u64,
     pub(super) committed: u64,
     pub(super) horizon: u64,
+    /// Last step of the generation, and whether the state after it must be kept.
+    pub(super) boundary: (u64, bool),
+    /// Last step of training.
     pub(super) end_step: u64,
     pub(super) over: bool,
 }
@@ -87,8 +102,10 @@ impl View {
     pub(super) fn of(state: &State) -> Self {
         Self {
             generation: state.generation(),
+            recorded: state.recorded(),
             committed: state.committed(),
             horizon: state.horizon(),
+            boundary: state.boundary(),
             end_step: state.end_step(),
             over: matches!(state.phase(), Phase::Over(_)),
         }
@@ -112,11 +129,13 @@ pub(super) struct Control {
     pub(super) sessions: BTreeMap<WorkerId, Session>,
     /// Workers that asked for a task when none was free.
     pub(super) waiting: Vec<(WorkerId, TaskReply)>,
-    /// State hashes of steps recorded by this process.
+    /// State hashes of all steps that are recorded and not void.
     pub(super) hashes: BTreeMap<u64, Vec<u8>>,
+    /// Step and directory of the newest checkpoint.
+    pub(super) checkpoint: Option<(u64, String)>,
     /// Metrics of steps that are not yet durable.
     pub(super) in_flight: BTreeMap<u64, StepMetrics>,
-    /// Metrics of steps that this process committed.
+    /// Metrics of all steps that are committed and not void, as far as they are known.
     pub(super) metrics: Vec<StepMetrics>,
     pub(super) last_step_at: Instant,
     pub(super) started_at: Instant,
@@ -165,6 +184,10 @@ impl Control {
     fn handle(&mut self, command: Command) {
         match command {
             Command::Event(event) => self.feed(event),
+            Command::Ready(worker, ready) => {
+                let known = self.known(ready.held.as_ref().map_or(0, |held| held.step));
+                self.feed(Event::Ready { worker, ready, known });
+            }
             Command::Join(request, reply) => {
                 let answer = self.feed_join(request);
                 let _ = reply.send(answer);
@@ -178,18 +201,27 @@ impl Control {
                 self.feed(Event::Disconnected { worker });
             }
             Command::Seat { worker, generation, reply } => {
-                let start_step = self.state.start_step();
-                let seat = self.state.rank_in(worker, generation);
-                let _ = reply.send(seat.map(|(rank, world_size)| Seat { rank, world_size, start_step }));
+                let _ = reply.send(self.state.seat(worker, generation));
+            }
+            Command::Upload { worker, generation, step, reply } => {
+                let _ = reply.send(self.purpose(worker, generation, step));
             }
             Command::StateOf(step, reply) => {
                 let _ = reply.send(self.hashes.get(&step).cloned());
             }
-            Command::Saved { step, path } => {
+            Command::CheckpointOf(step, reply) => {
+                let newest = self.checkpoint.as_ref().filter(|(newest, _)| *newest == step);
+                let _ = reply.send(newest.map(|(_, directory)| directory.clone()));
+            }
+            Command::Saved { step, directory } => {
+                let path = self.blueprint.run.run.dir.join(&directory);
+                if self.checkpoint.as_ref().is_none_or(|(newest, _)| *newest < step) {
+                    self.checkpoint = Some((step, directory));
+                }
                 self.display.emit(RunEvent::Checkpoint { step, path });
                 self.feed(Event::CheckpointSaved { step });
             }
-            Command::NextTask { worker, generation, reply } => match self.state.rank_in(worker, generation) {
+            Command::NextTask { worker, generation, reply } => match self.state.seat(worker, generation) {
                 Ok(_) => self.waiting.push((worker, reply)),
                 Err(failure) => drop(reply.send(Err(failure))),
             },
@@ -199,6 +231,27 @@ impl Control {
             }
         }
         self.serve_waiting();
+    }
+
+    fn known(&self, step: u64) -> KnownStep {
+        KnownStep { state_sha256: self.hashes.get(&step).cloned(), planned: self.blueprint.totals(step) }
+    }
+
+    /// A state that is recorded may also come late, from a worker whose generation has ended meanwhile: its hash tells that it
+    /// is the run's.
+    fn purpose(&self, worker: WorkerId, generation: Option<Generation>, step: u64) -> Result<Purpose, Failure> {
+        match self.state.seat(worker, generation) {
+            Ok(seat) if seat.hand_over && seat.start_step == step => Ok(Purpose::HandOver),
+            Ok(seat) if seat.rank == 0 => Ok(Purpose::Checkpoint),
+            Ok(seat) => {
+                let message = format!("rank {} uploaded a state that nobody asked it for", seat.rank);
+                Err(Failure::new(ErrorCode::BadMessage, message))
+            }
+            Err(failure) if failure.code == ErrorCode::StaleGeneration && generation.is_some() => {
+                if self.hashes.contains_key(&step) { Ok(Purpose::Checkpoint) } else { Err(failure) }
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     fn open(&mut self, worker: WorkerId, session: Session) -> Result<(), Failure> {
@@ -222,7 +275,7 @@ impl Control {
         task: u64,
         result: task_result::Result,
     ) -> Result<(), Failure> {
-        self.state.rank_in(worker, generation)?;
+        self.state.seat(worker, generation)?;
         self.queue.report(worker, task, result)?;
         let (done, total) = self.queue.progress();
         self.display.emit(RunEvent::Evaluation { done, total });
@@ -258,7 +311,10 @@ impl Control {
     }
 
     fn feed(&mut self, event: Event) {
-        let committed = if let Event::Committed { step } = event { self.in_flight.remove(&step) } else { None };
+        let committed = match event {
+            Event::Committed { step } => self.in_flight.remove(&step),
+            _ => None,
+        };
         for effect in self.decide(event) {
             self.carry_out(effect);
         }
@@ -303,6 +359,7 @@ impl Control {
                 self.recorder.write(Entry::Run(self.record.clone()));
             }
             Effect::Persist(commit) => self.persist(commit),
+            Effect::Rewind { to } => self.rewind(to),
             Effect::Requeue { worker } => self.queue.requeue(worker),
             Effect::Evaluate => {
                 let (done, total) = self.queue.progress();
@@ -326,6 +383,17 @@ impl Control {
         if last {
             session.outbound = None;
         }
+    }
+
+    fn rewind(&mut self, to: u64) {
+        let voided = self.hashes.split_off(&(to + 1)).len();
+        self.in_flight.clear();
+        self.metrics.retain(|metrics| metrics.step <= to);
+        self.recorder.write(Entry::Rewind { to });
+        self.display.warn(format!(
+            "no worker holds the newest state: {voided} steps after step {to} are trained again, and each must lead to the \
+             same state"
+        ));
     }
 
     fn persist(&mut self, commit: Commit) {

@@ -4,7 +4,6 @@ use super::blueprint::Blueprint;
 use crate::{
     checkpoint::{self, Checkpoint, LocalStore, RunRecord, StateRecord, Store},
     ledger::{LEDGER, Ledger},
-    membership::Start,
     report::{REPORT, Report},
 };
 use ballast_proto::{ErrorCode, Failure};
@@ -23,9 +22,8 @@ pub(super) struct RunDirectory {
     pub(super) store: Arc<dyn Store>,
     pub(super) ledger: Ledger,
     pub(super) record: RunRecord,
-    pub(super) start: Start,
-    /// Where the checkpoint to start from lies.
-    pub(super) checkpoint: Option<String>,
+    /// Step and directory of the newest checkpoint that verifies.
+    pub(super) checkpoint: Option<(u64, String)>,
     pub(super) warnings: Vec<String>,
     /// Held until the coordinator ends.
     pub(super) lock: File,
@@ -59,15 +57,15 @@ impl RunDirectory {
             }
             record.numerics = there.numerics;
         }
-        let start = found.as_ref().map_or(Start::Seed, |c: &Checkpoint| Start::Checkpoint(c.state.step));
-        let checkpoint = found.map(|c| c.directory);
-        Ok(Self { path, store, ledger, record, start, checkpoint, warnings, lock })
+        let checkpoint = found.map(|c: Checkpoint| (c.state.step, c.directory));
+        Ok(Self { path, store, ledger, record, checkpoint, warnings, lock })
     }
 
     /// The report of the run, if it has nothing left to do.
     pub(super) fn finished(&self) -> Option<Report> {
         let report: Report = serde_json::from_slice(&self.store.get(REPORT).ok()?).ok()?;
-        let done = report.finished && report.steps == self.record.total_steps && self.start.step() == report.steps;
+        let done =
+            report.finished && report.steps == self.record.total_steps && self.checkpoint_step() == Some(report.steps);
         done.then_some(report)
     }
 
@@ -75,15 +73,13 @@ impl RunDirectory {
     pub(super) fn take(&mut self, recipe: &str, samples: u64) -> Result<u64, Failure> {
         self.record.write(&*self.store)?;
         let epoch = checkpoint::take_epoch(&*self.store)?;
-        let voided = self.ledger.head().saturating_sub(self.start.step());
-        self.ledger.start(epoch, recipe, samples, self.start.step(), now_ms())?;
-        if voided > 0 {
-            self.warnings.push(format!(
-                "{voided} steps after the newest checkpoint (step {}) are trained again; each must lead to the same state",
-                self.start.step()
-            ));
-        }
+        self.ledger.start(epoch, recipe, samples, now_ms())?;
         Ok(epoch)
+    }
+
+    /// Step of the newest checkpoint.
+    pub(super) fn checkpoint_step(&self) -> Option<u64> {
+        self.checkpoint.as_ref().map(|(step, _)| *step)
     }
 }
 

@@ -86,8 +86,11 @@ impl Display {
         if before.generation() != after.generation()
             && let Some(generation) = after.generation()
         {
-            let (generation, world_size) = (generation.to_string(), ready);
-            self.emit(RunEvent::GenerationFormed { generation, world_size, start_step: after.start_step() });
+            let (world_size, start_step) = (after.world_size(), after.generation_start());
+            self.emit(RunEvent::GenerationFormed { generation: generation.to_string(), world_size, start_step });
+        }
+        if before.waiting() != after.waiting() && !after.waiting().is_empty() {
+            self.emit(RunEvent::Waiting { reason: after.waiting().to_owned() });
         }
         if before.stopping().is_none()
             && let Some(reason) = after.stopping()
@@ -107,6 +110,7 @@ impl Display {
                 },
                 step: after.committed(),
                 checkpoint: after.checkpoint(),
+                waiting: after.waiting().to_owned(),
                 workers: new.into_values().collect(),
                 ..p.clone()
             };

@@ -38,8 +38,6 @@ pub(super) struct Conclusion {
     pub(super) run_directory: PathBuf,
     pub(super) ended: Ended,
     pub(super) total_seconds: f64,
-    /// Metrics of steps that earlier processes trained.
-    pub(super) earlier: Vec<StepMetrics>,
 }
 
 impl Conclusion {
@@ -54,13 +52,13 @@ impl Conclusion {
             report: None,
             checkpoint: None,
         };
-        let Self { blueprint, store, run_directory, ended, total_seconds, earlier } = self;
+        let Self { blueprint, store, run_directory, ended, total_seconds } = self;
         let Ended { recorder, queue, display, workers, metrics, .. } = ended;
         let mut ledger = match recorder.finish() {
             Ok(ledger) => ledger,
             Err(failure) => return ended_with(done, Err(failure)),
         };
-        let files = Files { blueprint, store, run_directory, total_seconds, earlier, queue, display, workers, metrics };
+        let files = Files { blueprint, store, run_directory, total_seconds, queue, display, workers, metrics };
         let outcome = ended_with(done.clone(), files.write(&done, &ledger));
         // How it ended is known now, whatever became of the last files.
         let code = outcome.failure.as_ref().map(|failure| failure.code);
@@ -95,7 +93,6 @@ struct Files {
     store: Arc<dyn Store>,
     run_directory: PathBuf,
     total_seconds: f64,
-    earlier: Vec<StepMetrics>,
     queue: Queue,
     display: Display,
     workers: Vec<MemberStatus>,
@@ -104,7 +101,7 @@ struct Files {
 
 impl Files {
     fn write(self, outcome: &RunOutcome, ledger: &Ledger) -> Result<RunOutcome, Failure> {
-        let Self { blueprint, store, run_directory, total_seconds, earlier, queue, display, workers, metrics } = self;
+        let Self { blueprint, store, run_directory, total_seconds, queue, display, workers, metrics } = self;
         let evaluation_seconds = display.evaluation_time().map(|t| t.as_secs_f64());
         let exactly_once = ledger.verify(blueprint.data.samples.len() as u64)?;
         let accept = |state: &StateRecord| match ledger.step(state.step) {
@@ -149,7 +146,7 @@ impl Files {
             },
             data: blueprint.data.stats.clone(),
             losses: ledger.steps().map(|s| s.loss).collect(),
-            throughput: throughput(ledger, earlier, metrics, total_seconds, evaluation_seconds),
+            throughput: throughput(ledger, &metrics, total_seconds, evaluation_seconds),
             workers: workers.into_iter().filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name })).collect(),
             exactly_once,
             generations: Span::all(ledger.steps()),
@@ -187,17 +184,15 @@ fn settings(blueprint: &Blueprint) -> Map<String, Value> {
 
 fn throughput(
     ledger: &Ledger,
-    earlier: Vec<StepMetrics>,
-    metrics: Vec<StepMetrics>,
+    metrics: &[StepMetrics],
     total_seconds: f64,
     evaluation_seconds: Option<f64>,
 ) -> report::Throughput {
-    let measured = || earlier.iter().chain(&metrics);
-    let mut seconds: Vec<f64> = measured().map(|m| m.seconds).collect();
+    let mut seconds: Vec<f64> = metrics.iter().map(|m| m.seconds).collect();
     seconds.sort_unstable_by(f64::total_cmp);
     let training_seconds: f64 = seconds.iter().sum();
     // Of the same steps as the seconds: metrics of some may be lost.
-    let timed_tokens: u64 = measured().map(|m| m.tokens).sum();
+    let timed_tokens: u64 = metrics.iter().map(|m| m.tokens).sum();
     report::Throughput {
         tokens: ledger.steps().map(|s| s.tokens).sum(),
         training_seconds,

@@ -1,6 +1,7 @@
 //! How services reach the event loop.
 
-use super::control::{Command, Seat, View};
+use super::control::{Command, View};
+use crate::membership::Seat;
 use ballast_proto::{ErrorCode, Failure, v1::Generation};
 use tokio::sync::{mpsc, oneshot, watch};
 

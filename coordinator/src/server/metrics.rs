@@ -49,6 +49,7 @@ pub(super) struct Opened {
 
 /// The file, open for appending.
 pub(super) struct MetricsFile {
+    directory: PathBuf,
     path: PathBuf,
     file: File,
 }
@@ -57,9 +58,9 @@ impl MetricsFile {
     /// Opens it, dropping lines of steps after `from` (they are trained again) and lines that cannot be read: a torn
     /// last one, and others with a warning, as they cost plots and the report's times but not the run.
     pub(super) fn open(run_directory: &Path, from: u64) -> Result<Opened, Failure> {
-        let path = run_directory.join("metrics").join("steps.jsonl");
-        let failed = |e: io::Error| failure(&path, &e);
         let directory = run_directory.join("metrics");
+        let path = directory.join("steps.jsonl");
+        let failed = |e: io::Error| failure(&path, &e);
         fs::create_dir_all(&directory).map_err(failed)?;
         let text = match fs::read(&path) {
             Ok(text) => text,
@@ -87,7 +88,14 @@ impl MetricsFile {
             fs::rename(&temporary, &path).and_then(|()| File::open(&directory)?.sync_all()).map_err(failed)?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
-        Ok(Opened { file: Self { path, file }, earlier, warning })
+        Ok(Opened { file: Self { directory, path, file }, earlier, warning })
+    }
+
+    /// Drops the lines of steps after `to`.
+    pub(super) fn rewind(&mut self, to: u64) -> Result<(), Failure> {
+        let run_directory = self.directory.parent().unwrap_or(&self.directory).to_owned();
+        *self = Self::open(&run_directory, to)?.file;
+        Ok(())
     }
 
     pub(super) fn append(&mut self, metrics: &StepMetrics) -> Result<(), Failure> {
@@ -131,8 +139,12 @@ mod tests {
         let mut opened = MetricsFile::open(directory.path(), 0).unwrap();
         (1..=4).for_each(|step| opened.file.append(&metrics(step)).unwrap());
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":5,\"ep").unwrap();
-        let opened = MetricsFile::open(directory.path(), 3).unwrap();
+        let mut opened = MetricsFile::open(directory.path(), 3).unwrap();
         assert_eq!((opened.earlier, opened.warning), ((1..=3).map(metrics).collect(), None));
+        assert_eq!(fs::read_to_string(&path).unwrap(), (1..=3).map(|step| line(&metrics(step))).collect::<String>());
+
+        opened.file.rewind(2).unwrap();
+        opened.file.append(&metrics(3)).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), (1..=3).map(|step| line(&metrics(step))).collect::<String>());
 
         let mut bytes = fs::read(&path).unwrap();

@@ -19,6 +19,7 @@ mod listen;
 mod metrics;
 mod progress;
 mod recorder;
+mod relay;
 mod session;
 mod shards;
 mod transfer;
@@ -50,6 +51,7 @@ use finish::Conclusion;
 use link::Link;
 use metrics::MetricsFile;
 use recorder::Recorder;
+use relay::Relay;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -83,9 +85,6 @@ pub struct StartOptions {
     pub data: RunData,
     /// SHA-256 (hex) of this binary, for the record.
     pub binary_sha256: String,
-    /// Whether exactly the needed workers are started together with the coordinator (`ballast train`), so that one
-    /// that fails before training ends the run: nobody would replace it.
-    pub supervised: bool,
 }
 
 /// What starting led to.
@@ -115,7 +114,7 @@ impl Coordinator {
     /// verifies, the address cannot be listened on, the plan contradicts the run file.
     pub async fn start(options: StartOptions) -> Result<Started, Failure> {
         let started_at = Instant::now();
-        let StartOptions { resolved, model, data, binary_sha256, supervised } = options;
+        let StartOptions { resolved, model, data, binary_sha256 } = options;
         let blueprint = Arc::new(Blueprint::new(&resolved, model, data, binary_sha256)?);
         let cluster = &blueprint.run.cluster;
         let listener = listen::listen(&cluster.bind, cluster.insecure).await?;
@@ -126,7 +125,7 @@ impl Coordinator {
         match opened.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?? {
             Opened::Finished(outcome) => Ok(Started::Finished(outcome)),
             Opened::Taken { directory, epoch } => {
-                Self::serve(blueprint, *directory, epoch, listener, supervised, started_at).await.map(Started::Running)
+                Self::serve(blueprint, *directory, epoch, listener, started_at).await.map(Started::Running)
             }
         }
     }
@@ -136,14 +135,13 @@ impl Coordinator {
         directory: RunDirectory,
         epoch: u64,
         listener: TcpListener,
-        supervised: bool,
         started_at: Instant,
     ) -> Result<Self, Failure> {
         let address = listener
             .local_addr()
             .map_err(|e| Failure::new(ErrorCode::BindFailed, format!("the address that was bound: {e}")))?;
         let queue = Queue::new(blueprint.tasks());
-        let state = State::new(settings(&blueprint, &directory, epoch, supervised, queue.progress().1 > 0));
+        let state = State::new(settings(&blueprint, &directory, epoch, queue.progress().1 > 0));
         let (events_sender, events) = broadcast::channel(EVENTS);
         let (progress_sender, progress) = watch::channel(Progress {
             step: state.committed(),
@@ -160,8 +158,9 @@ impl Coordinator {
 
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (view, viewer) = watch::channel(View::of(&state));
-        let RunDirectory { path, store, ledger, record, start, checkpoint, lock, .. } = directory;
-        let metrics::Opened { file: metrics, earlier, warning } = MetricsFile::open(&path, start.step())?;
+        let RunDirectory { path, store, ledger, record, checkpoint, lock, .. } = directory;
+        let metrics::Opened { file: metrics, earlier, warning } = MetricsFile::open(&path, ledger.head())?;
+        let hashes = ledger.hashes()?;
         warning.into_iter().for_each(|warning| display.warn(warning));
         let recorder = Recorder::start(ledger, metrics, Arc::clone(&store), commands.clone())?;
         let control = Control {
@@ -174,22 +173,16 @@ impl Coordinator {
             display,
             sessions: BTreeMap::new(),
             waiting: Vec::new(),
-            hashes: BTreeMap::new(),
+            hashes,
+            checkpoint,
             in_flight: BTreeMap::new(),
-            metrics: Vec::new(),
+            metrics: earlier,
             last_step_at: started_at,
             started_at,
         };
         let link = Link { commands: commands.clone(), view: viewer };
         let shutdown = CancellationToken::new();
-        let services = Services {
-            link,
-            blueprint: Arc::clone(&blueprint),
-            store: Arc::clone(&store),
-            run_directory: path.clone(),
-            start: checkpoint,
-            epoch,
-        };
+        let services = Services { link, blueprint: Arc::clone(&blueprint), store: Arc::clone(&store), epoch };
         let server = tokio::spawn(services.serve(listener, shutdown.clone()));
         let outcome = tokio::spawn(async move {
             let grace = Duration::from_millis(blueprint.run.cluster.lease_ms);
@@ -204,7 +197,6 @@ impl Coordinator {
                 store,
                 run_directory: path,
                 total_seconds: started_at.elapsed().as_secs_f64(),
-                earlier,
                 ended,
             };
             let written = spawn_blocking(move || conclusion.write()).await;
@@ -306,7 +298,7 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
             failure: None,
             adapter,
             report: Some(directory.path.join(report::REPORT)),
-            checkpoint: directory.checkpoint.map(|c| directory.path.join(c)),
+            checkpoint: directory.checkpoint.map(|(_, checkpoint)| directory.path.join(checkpoint)),
         }));
     }
     let recipe = directory.record.recipe(blueprint.steps_matter());
@@ -314,19 +306,22 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
     Ok(Opened::Taken { directory: Box::new(directory), epoch })
 }
 
-fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, supervised: bool, evaluate: bool) -> Settings {
+fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, evaluate: bool) -> Settings {
+    let cluster = &blueprint.run.cluster;
     Settings {
         epoch,
         last_generation: directory.ledger.last_generation(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        workers: blueprint.run.cluster.workers as usize,
-        replaceable: !supervised,
+        workers: cluster.workers as usize,
+        min_workers: cluster.min_workers as usize,
+        gather_ms: cluster.gather_ms,
         model_sha256: blueprint.model.sha256.clone(),
         numerics: directory.record.numerics.clone().map(Into::into),
-        start: directory.start,
+        head: directory.ledger.head(),
+        checkpoint: directory.checkpoint_step(),
         total_steps: blueprint.total_steps,
         collective: blueprint.collective(),
-        prefetch_steps: blueprint.run.cluster.prefetch_steps.into(),
+        prefetch_steps: cluster.prefetch_steps.into(),
         evaluate,
         timeouts: blueprint.timeouts(),
     }
@@ -337,14 +332,12 @@ struct Services {
     link: Link,
     blueprint: Arc<Blueprint>,
     store: Arc<dyn crate::checkpoint::Store>,
-    run_directory: std::path::PathBuf,
-    start: Option<String>,
     epoch: u64,
 }
 
 impl Services {
     async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let Self { link, blueprint, store, run_directory, start, epoch } = self;
+        let Self { link, blueprint, store, epoch } = self;
         let membership = MembershipServer::new(session::MembershipService {
             link: link.clone(),
             spec: blueprint.spec(epoch),
@@ -355,8 +348,7 @@ impl Services {
             link: link.clone(),
             blueprint,
             store,
-            run_directory,
-            start,
+            relay: Relay::new(),
         });
         let evaluation = EvaluationServer::new(evaluate::EvaluationService { link });
         let (health, health_service) = tonic_health::server::health_reporter();

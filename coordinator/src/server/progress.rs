@@ -84,6 +84,11 @@ pub enum RunEvent {
         /// Why.
         reason: String,
     },
+    /// No generation can form yet.
+    Waiting {
+        /// What is missing.
+        reason: String,
+    },
     /// A person may want to act.
     Warning {
         /// What is the matter.
@@ -134,6 +139,8 @@ pub struct Progress {
     pub workers_wanted: usize,
     /// Newest step with a durable checkpoint.
     pub checkpoint: Option<u64>,
+    /// Why no generation forms; empty when none is awaited.
+    pub waiting: String,
     /// Evaluation tasks done, and all of them.
     pub evaluation: (usize, usize),
     /// Warnings so far.

@@ -20,6 +20,11 @@ use tokio::sync::mpsc as async_mpsc;
 pub(super) enum Entry {
     /// A step.
     Step(StepRecord, StepMetrics),
+    /// Steps after this one are void.
+    Rewind {
+        /// Newest step that still counts.
+        to: u64,
+    },
     /// `run.json`, with the arithmetic of the first worker.
     Run(RunRecord),
 }
@@ -71,6 +76,10 @@ fn record(
                 let number = step.step;
                 let written = ledger.commit(step).map_err(Failure::from).and_then(|()| metrics.append(&line));
                 written.map(|()| Some(Event::Committed { step: number }))
+            }
+            Entry::Rewind { to } => {
+                let written = ledger.rewind(to).map_err(Failure::from).and_then(|()| metrics.rewind(to));
+                written.map(|()| Some(Event::Rewound { to }))
             }
             Entry::Run(run) => run.write(store).map(|()| None),
         };

@@ -65,24 +65,25 @@ impl Membership for MembershipService {
     }
 }
 
-/// Turns a worker's messages into events until its stream ends, however it ends.
+/// Turns a worker's messages into commands until its stream ends, however it ends.
 async fn read(worker: WorkerId, mut inbound: Streaming<WorkerMessage>, link: &Link, blueprint: &Blueprint) {
     while let Ok(Some(WorkerMessage { message })) = inbound.message().await {
-        let Some(event) = event(worker, message, blueprint) else {
+        let Some(command) = command(worker, message, blueprint) else {
             let failure = Failure::new(ErrorCode::BadMessage, "an empty message, or a second Hello");
             let _ = link.tell(Command::Event(Event::Leaving { worker, failure: Some(failure) })).await;
             return;
         };
-        if link.tell(Command::Event(event)).await.is_err() {
+        if link.tell(command).await.is_err() {
             return;
         }
     }
 }
 
-fn event(worker: WorkerId, message: Option<Message>, blueprint: &Blueprint) -> Option<Event> {
-    Some(match message? {
+fn command(worker: WorkerId, message: Option<Message>, blueprint: &Blueprint) -> Option<Command> {
+    Some(Command::Event(match message? {
         Message::Hello(_) => return None,
-        Message::Ready(ready) => Event::Ready { worker, ready },
+        Message::Ready(ready) => return Some(Command::Ready(worker, ready)),
+        Message::Draining(draining) => Event::Draining { worker, reason: draining.reason },
         Message::Heartbeat(heartbeat) => Event::Heartbeat { worker, heartbeat },
         Message::CommunicatorId(id) => Event::CommunicatorMade { worker, id },
         Message::StepReport(report) => step_reported(worker, report, blueprint),
@@ -96,7 +97,7 @@ fn event(worker: WorkerId, message: Option<Message>, blueprint: &Blueprint) -> O
             });
             Event::Leaving { worker, failure }
         }
-    })
+    }))
 }
 
 fn step_reported(worker: WorkerId, report: StepReport, blueprint: &Blueprint) -> Event {

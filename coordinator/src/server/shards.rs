@@ -2,10 +2,10 @@
 
 use super::{
     blueprint::Blueprint,
-    control::{Seat, View},
+    control::View,
     link::{Link, ended},
 };
-use crate::data::plan::assign;
+use crate::{data::plan::assign, membership::Seat};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{Generation, MicroBatch, ShardRequest, StepShard, data_server::Data},
@@ -42,7 +42,7 @@ impl Data for DataService {
     }
 }
 
-/// Sends shard after shard as the horizon moves, until the last step or the end of the generation.
+/// Sends shard after shard as the horizon moves, until the generation's last step or its end.
 async fn stream_shards(
     blueprint: &Blueprint,
     generation: Generation,
@@ -54,17 +54,17 @@ async fn stream_shards(
     loop {
         // Once a shard has gone out, a requested stop can no longer fall before its step: the horizon covers it.
         let seen = *view
-            .wait_for(|v| !v.alive(generation) || v.horizon > step || v.end_step <= step)
+            .wait_for(|v| !v.alive(generation) || v.horizon > step || v.boundary.0 <= step)
             .await
             .map_err(|_| ended(generation))?;
         if !seen.alive(generation) {
             return Err(ended(generation));
         }
-        if seen.end_step <= step {
+        if seen.boundary.0 <= step {
             return Ok(());
         }
         step += 1;
-        let shard = shard(blueprint, generation, seat, step, seen.end_step)?;
+        let shard = shard(blueprint, generation, seat, step, seen)?;
         if shards.send(Ok(shard)).await.is_err() {
             return Ok(());
         }
@@ -77,7 +77,7 @@ fn shard(
     generation: Generation,
     seat: Seat,
     step: u64,
-    end_step: u64,
+    seen: View,
 ) -> Result<StepShard, Failure> {
     let missing = || Failure::new(ErrorCode::Internal, format!("the plan has no step {step}"));
     let plan = blueprint.plan.step(step).ok_or_else(missing)?;
@@ -99,7 +99,7 @@ fn shard(
         step_loss_tokens: totals.loss_tokens,
         step_tokens: totals.tokens,
         micro_batches: micro_batches.collect::<Result<_, Failure>>()?,
-        checkpoint_after: step == end_step || blueprint.checkpoint_after(step),
-        last: step == end_step,
+        checkpoint_after: seen.boundary == (step, true) || blueprint.checkpoint_after(step),
+        last: step == seen.end_step,
     })
 }

@@ -1,9 +1,10 @@
-//! The Checkpoint service: state from rank 0 to the store, and from the store to whoever begins with it.
+//! The Checkpoint service: state from rank 0 to the store, and from the store, or from another rank, to whoever begins with it.
 
 use super::{
     blueprint::Blueprint,
-    control::Command,
+    control::{Command, Purpose, View},
     link::{Link, ended},
+    relay::{HandedOver, Relay},
 };
 use crate::checkpoint::{
     self, ADAPTER_MODEL, OPTIMIZER, SaveRequest, Store, sha256_hex, validate_adapter, validate_optimizer,
@@ -11,13 +12,13 @@ use crate::checkpoint::{
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{
-        DownloadRequest, DownloadResponse, Generation, StateFile, StateHeader, UploadRequest, UploadResponse,
-        checkpoint_server::Checkpoint, download_response, upload_request,
+        DownloadRequest, DownloadResponse, Generation, StateFile, StateHeader, StateSource, UploadRequest,
+        UploadResponse, checkpoint_server::Checkpoint, download_response, upload_request,
     },
 };
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -31,9 +32,14 @@ pub(super) struct CheckpointService {
     pub(super) link: Link,
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) store: Arc<dyn Store>,
-    pub(super) run_directory: PathBuf,
-    /// Directory of the checkpoint that training starts from.
-    pub(super) start: Option<String>,
+    pub(super) relay: Relay,
+}
+
+/// A state as files.
+struct StateFiles {
+    state_sha256: Bytes,
+    /// Adapter and optimizer.
+    files: [Bytes; 2],
 }
 
 #[tonic::async_trait]
@@ -43,29 +49,44 @@ impl Checkpoint for CheckpointService {
         let Some(upload_request::Message::Header(header)) = self.next(&mut inbound).await? else {
             return Err(bad("an upload begins with its header").into());
         };
-        let (generation, seat) = self.link.seat(header.worker_id, header.generation).await?;
-        if seat.rank != 0 {
-            return Err(bad(format!("rank {} uploaded a state; only rank 0 does", seat.rank)).into());
-        }
+        let (worker, generation, step) = (header.worker_id, header.generation, header.step);
+        let purpose = self.link.ask(|reply| Command::Upload { worker, generation, step, reply }).await??;
+        let generation = generation.ok_or_else(|| bad("no generation was named"))?;
         let (adapter, optimizer) = self.accept_header(&header)?;
         let files = self.receive(&mut inbound, [adapter, optimizer]).await?;
-        self.publish(generation, header, files).await?;
+        let state = StateFiles { state_sha256: header.state_sha256, files };
+        match purpose {
+            Purpose::Checkpoint => self.publish(generation, step, state).await?,
+            Purpose::HandOver => self.hand_over(generation, step, state).await?,
+        }
         Ok(Response::new(UploadResponse {}))
     }
 
     type DownloadStream = ReceiverStream<Result<DownloadResponse, Status>>;
 
     async fn download(&self, request: Request<DownloadRequest>) -> Result<Response<Self::DownloadStream>, Status> {
-        let DownloadRequest { worker_id, generation, step } = request.into_inner();
-        let (generation, _) = self.link.seat(worker_id, generation).await?;
-        let checkpoint = self.start_checkpoint(step).await?;
-        let state_sha256 = hex::decode(&checkpoint.state.state_sha256).map_err(|e| bad(format!("state hash: {e}")))?;
-        let files = [(ADAPTER_MODEL, checkpoint.adapter), (OPTIMIZER, checkpoint.optimizer)];
+        let request = request.into_inner();
+        let (source, DownloadRequest { worker_id, generation, step, .. }) = (request.source(), request);
+        let (generation, seat) = self.link.seat(worker_id, generation).await?;
+        if step != seat.start_step {
+            return Err(
+                bad(format!("generation {generation} starts after step {}, not {step}", seat.start_step)).into()
+            );
+        }
+        let state = match source {
+            StateSource::Peer => {
+                let state = self.relay.take(generation, self.link.view.clone()).await?;
+                StateFiles { state_sha256: state.state_sha256.clone(), files: state.files.clone() }
+            }
+            _ => self.checkpoint_of(step).await?,
+        };
+        let StateFiles { state_sha256, files: [adapter, optimizer] } = state;
+        let files = [(ADAPTER_MODEL, adapter), (OPTIMIZER, optimizer)];
         let header = StateHeader {
             worker_id,
             generation: Some(generation),
             step,
-            state_sha256: state_sha256.into(),
+            state_sha256,
             files: files.iter().map(|(name, bytes)| describe(name, bytes)).collect(),
         };
         let (pieces, stream) = mpsc::channel(2);
@@ -154,31 +175,25 @@ impl CheckpointService {
         Ok(files)
     }
 
-    /// Makes a received state a checkpoint, once its step is durable in the ledger with the same state hash.
-    async fn publish(&self, generation: Generation, header: StateHeader, files: [Bytes; 2]) -> Result<(), Failure> {
-        let step = header.step;
+    /// Makes a received state a checkpoint, once its step is durable in the ledger with the same state hash. The generation may
+    /// end meanwhile: its survivors may still have the step recorded.
+    async fn publish(&self, generation: Generation, step: u64, state: StateFiles) -> Result<(), Failure> {
         let mut view = self.link.view.clone();
-        let seen =
-            *view.wait_for(|v| v.committed >= step || !v.alive(generation)).await.map_err(|_| ended(generation))?;
+        let lost = |v: &View| v.over || (v.recorded < step && v.generation.is_some_and(|newest| newest > generation));
+        let seen = *view.wait_for(|v| v.committed >= step || lost(v)).await.map_err(|_| ended(generation))?;
         if seen.committed < step {
             return Err(ended(generation));
         }
-        let committed = self.link.ask(|reply| Command::StateOf(step, reply)).await?;
-        if committed.as_deref() != Some(&*header.state_sha256) {
-            return Err(Failure::new(
-                ErrorCode::StateDiverged,
-                format!("the uploaded state of step {step} is not the one that was committed"),
-            ));
-        }
+        self.check_recorded(step, &state.state_sha256).await?;
         let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
         let saved = spawn_blocking(move || {
-            let [adapter, optimizer] = &files;
+            let [adapter, optimizer] = &state.files;
             validate_adapter(ADAPTER_MODEL, adapter, &blueprint.shapes)?;
             validate_optimizer(OPTIMIZER, optimizer, &blueprint.shapes, step)?;
             let request = SaveRequest {
                 step,
                 generation,
-                state_sha256: &header.state_sha256,
+                state_sha256: &state.state_sha256,
                 adapter,
                 optimizer,
                 config: &blueprint.adapter_config,
@@ -190,7 +205,7 @@ impl CheckpointService {
         let outcome: Result<String, Failure> =
             saved.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
         match outcome {
-            Ok(directory) => self.link.tell(Command::Saved { step, path: self.run_directory.join(directory) }).await,
+            Ok(directory) => self.link.tell(Command::Saved { step, directory }).await,
             Err(failure) if failure.code == ErrorCode::StorageFailed => {
                 // The worker is not at fault: the run cannot go on.
                 self.link.tell(Command::Event(crate::membership::Event::Failed(failure.clone()))).await?;
@@ -200,15 +215,36 @@ impl CheckpointService {
         }
     }
 
-    /// The checkpoint that training starts from, if `step` is its step.
-    async fn start_checkpoint(&self, step: u64) -> Result<checkpoint::Checkpoint, Failure> {
+    /// Passes a state on to the ranks that start from it. The one after the last step is kept, too: the rank that was to upload
+    /// it is gone.
+    async fn hand_over(&self, generation: Generation, step: u64, state: StateFiles) -> Result<(), Failure> {
+        self.check_recorded(step, &state.state_sha256).await?;
+        let offered = HandedOver { generation, state_sha256: state.state_sha256.clone(), files: state.files.clone() };
+        self.relay.offer(offered, step, self.link.view.clone());
+        let last = self.link.view.borrow().end_step == step;
+        if last { self.publish(generation, step, state).await } else { Ok(()) }
+    }
+
+    /// Refuses a state that is not the one that was recorded after its step.
+    async fn check_recorded(&self, step: u64, state_sha256: &[u8]) -> Result<(), Failure> {
+        let recorded = self.link.ask(|reply| Command::StateOf(step, reply)).await?;
+        if recorded.as_deref() == Some(state_sha256) {
+            return Ok(());
+        }
+        let message = format!("the uploaded state of step {step} is not the one that was committed");
+        Err(Failure::new(ErrorCode::StateDiverged, message))
+    }
+
+    /// The newest checkpoint, if `step` is its step.
+    async fn checkpoint_of(&self, step: u64) -> Result<StateFiles, Failure> {
         let missing = || bad(format!("there is no checkpoint of step {step} to start from"));
-        let directory = self.start.clone().ok_or_else(missing)?;
+        let directory = self.link.ask(|reply| Command::CheckpointOf(step, reply)).await?.ok_or_else(missing)?;
         let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
         let loaded = spawn_blocking(move || checkpoint::load(&*store, &directory, &blueprint.shapes)).await;
         let loaded = loaded.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
         let checkpoint = loaded.map_err(|why| Failure::new(ErrorCode::CheckpointCorrupt, why))?;
-        if checkpoint.state.step == step { Ok(checkpoint) } else { Err(missing()) }
+        let state = hex::decode(&checkpoint.state.state_sha256).map_err(|e| bad(format!("state hash: {e}")))?;
+        Ok(StateFiles { state_sha256: state.into(), files: [checkpoint.adapter, checkpoint.optimizer] })
     }
 }
 

@@ -8,7 +8,7 @@ use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfi
 use crate::progress::Progress;
 use crate::trainer::{ExportedState, StepOutcome};
 use ballast_proto::v1::{
-    Generation, GenerationFormed, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
+    Generation, GenerationFormed, HeldState, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
     next_task_response::Task, task_result,
 };
 use ballast_proto::{Coded, CommunicatorSecret, Failure};
@@ -26,14 +26,20 @@ pub(super) enum Order {
     Train(Training),
     /// Run one evaluation task.
     Evaluate(Task, oneshot::Sender<task_result::Result>),
+    /// Say what another session can begin with.
+    Introduce(oneshot::Sender<Ready>),
 }
 
 /// A generation, ready to begin.
 pub(super) struct Training {
     pub(super) formed: GenerationFormed,
     pub(super) generation: Generation,
-    /// State files, when the generation starts from a checkpoint.
-    pub(super) checkpoint: Vec<(String, Bytes)>,
+    /// Of which start of the run it is.
+    pub(super) run_id: String,
+    /// Brings the state that the generation starts from, where this worker does not have it; ends with the generation.
+    pub(super) state: Receiver<Result<Downloaded, Failure>>,
+    /// Takes the states that are to be uploaded. Bounded: a second one waits until the first has left, so that memory does.
+    pub(super) snapshots: mpsc::Sender<Snapshot>,
     /// This rank's shards, in step order.
     pub(super) shards: mpsc::Receiver<StepShard>,
     /// Brings the secret by which the ranks meet, from rank 0; ends with the generation.
@@ -67,52 +73,66 @@ pub(super) struct Snapshot {
     pub(super) state: ExportedState,
 }
 
+/// A state from the coordinator.
+pub(super) struct Downloaded {
+    /// SHA-256 that the state has once its files are read.
+    pub(super) state_sha256: Bytes,
+    pub(super) files: Vec<(String, Bytes)>,
+}
+
 /// What the compute thread is given once.
 pub(super) struct Computer {
     pub(super) run: RunSpec,
     pub(super) listener: TcpListener,
     pub(super) progress: Progress,
     pub(super) events: mpsc::UnboundedSender<Event>,
-    /// Bounded: a second snapshot waits until the first has left, so that memory does.
-    pub(super) snapshots: mpsc::Sender<Snapshot>,
 }
 
-/// How a generation's training came to its end.
-enum Trained {
-    /// All its shards are done, or it was told to stop or aborted.
-    Over,
-    /// The session is gone.
-    Unheard,
+/// What the thread keeps from one generation to the next.
+struct Kept {
+    engine: Box<dyn Engine>,
+    /// The engine's state as a coordinator is told of it; `None` while it is the seed's.
+    held: Option<HeldState>,
+}
+
+impl Kept {
+    fn ready(&self, left: Option<Generation>) -> Ready {
+        Ready { fingerprint: Some(self.engine.fingerprint().clone()), held: self.held.clone(), left }
+    }
 }
 
 impl Computer {
-    /// Body of the thread: loads the base model, then follows orders until the session is gone.
+    /// Body of the thread: loads the base model, then follows orders until nobody gives any more.
     pub(super) fn work(self, load: Loader, orders: &Receiver<Order>) {
         self.progress.set_phase(Phase::Loading);
-        let outcome = load(&self.run, &self.progress).and_then(|mut engine| {
-            let ready = Ready { fingerprint: Some(engine.fingerprint().clone()), applied_step: 0, has_state: false };
+        let outcome = load(&self.run, &self.progress).and_then(|engine| {
+            let mut kept = Kept { engine, held: None };
             self.progress.set_phase(Phase::Waiting);
-            self.tell(Event::Loaded(ready));
-            self.follow(&mut *engine, orders)
+            self.tell(Event::Idle(kept.ready(None)));
+            self.follow(&mut kept, orders)
         });
         if let Err(error) = outcome {
             self.tell(Event::Failed(Failure::new(error.code(), error.to_string())));
         }
     }
 
-    fn follow(&self, engine: &mut dyn Engine, orders: &Receiver<Order>) -> Result<(), WorkerError> {
+    fn follow(&self, kept: &mut Kept, orders: &Receiver<Order>) -> Result<(), WorkerError> {
         while let Ok(order) = orders.recv() {
             match order {
                 Order::Train(training) => {
-                    if let Trained::Unheard = self.train(engine, training)? {
-                        return Ok(());
-                    }
+                    let generation = training.generation;
+                    self.train(kept, training)?;
+                    self.progress.set_phase(Phase::Waiting);
+                    self.tell(Event::Idle(kept.ready(Some(generation))));
                 }
                 Order::Evaluate(task, reply) => {
                     self.progress.set_phase(Phase::Evaluate);
-                    let result = engine.evaluate(&task)?;
-                    // Without a listener the session is gone, which the next `recv` says too.
+                    let result = kept.engine.evaluate(&task)?;
+                    // Without a listener the session is gone.
                     let _ = reply.send(result);
+                }
+                Order::Introduce(reply) => {
+                    let _ = reply.send(kept.ready(None));
                 }
             }
             self.progress.set_phase(Phase::Waiting);
@@ -120,50 +140,88 @@ impl Computer {
         Ok(())
     }
 
-    fn train(&self, engine: &mut dyn Engine, mut training: Training) -> Result<Trained, WorkerError> {
-        prepare(engine, &training)?;
+    /// Trains a generation until its shards end, or it is aborted or breaks.
+    fn train(&self, kept: &mut Kept, mut training: Training) -> Result<(), WorkerError> {
         let generation = training.generation;
-        let trained = self.connect(engine, &mut training).and_then(|()| self.train_steps(engine, &mut training));
+        let trained = self
+            .prepare(kept, &training)
+            .and_then(|()| self.connect(&mut *kept.engine, &mut training))
+            .and_then(|()| self.train_steps(kept, &mut training));
         // Parting from the other ranks is short, and worth waiting for when the session ends.
         self.progress.set_phase(Phase::Waiting);
-        engine.disconnect();
+        kept.engine.disconnect();
         match trained {
             Err(WorkerError::Collective(CollectiveError::Aborted(reason))) => {
                 tracing::info!(%generation, reason, "generation aborted");
-                Ok(Trained::Over)
+                Ok(())
             }
             Err(WorkerError::Collective(error)) => {
                 self.tell(Event::GenerationBroken { generation, reason: error.to_string() });
-                Ok(Trained::Over)
+                Ok(())
             }
             other => other,
         }
     }
 
-    fn train_steps(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<Trained, WorkerError> {
+    fn train_steps(&self, kept: &mut Kept, training: &mut Training) -> Result<(), WorkerError> {
         loop {
-            if engine.applied_step() >= training.control.last_step.load(Ordering::Relaxed) {
-                return Ok(Trained::Over);
+            if kept.engine.applied_step() >= training.control.last_step.load(Ordering::Relaxed) {
+                return Ok(());
             }
             self.progress.set_phase(Phase::Waiting);
             // The stream ends with the generation, be it done or aborted.
-            let Some(shard) = training.shards.blocking_recv() else { return Ok(Trained::Over) };
+            let Some(shard) = training.shards.blocking_recv() else { return Ok(()) };
             // Nobody wants the shards that came before an abort.
             if let Some(aborted) = training.control.abort.reason() {
                 return Err(aborted.into());
             }
-            let outcome = engine.step(&shard)?;
-            self.tell(Event::Stepped(report(training.generation, shard.step, &outcome)));
+            let outcome = kept.engine.step(&shard)?;
+            let report = report(training.generation, shard.step, &outcome);
+            let state_sha256 = report.state_sha256.clone();
+            kept.held = Some(HeldState { step: shard.step, state_sha256, report: Some(report.clone()) });
+            self.tell(Event::Stepped(report));
             if shard.checkpoint_after && training.formed.rank == 0 {
-                let snapshot = Snapshot { generation: training.generation, state: engine.export_state()? };
-                if self.snapshots.blocking_send(snapshot).is_err() {
-                    return Ok(Trained::Unheard);
-                }
+                upload(&*kept.engine, training)?;
             }
             if shard.last {
-                return Ok(Trained::Over);
+                return Ok(());
             }
         }
+    }
+
+    /// Brings the engine to the state that the generation starts from, and hands it over where others start from it.
+    fn prepare(&self, kept: &mut Kept, training: &Training) -> Result<(), WorkerError> {
+        let (start, generation) = (training.formed.start_step, training.generation);
+        match training.formed.state_source() {
+            StateSource::Seed => {
+                kept.engine.reset()?;
+                kept.held = None;
+            }
+            StateSource::Checkpoint | StateSource::Peer => {
+                let over = || CollectiveError::Aborted("the way to its state is lost".into());
+                let ended = |_| training.control.abort.reason().unwrap_or_else(over);
+                let Downloaded { state_sha256, files } = training.state.recv().map_err(ended)??;
+                // What is held is lost as soon as anything is written over it.
+                kept.held = None;
+                kept.engine.import_state(start, &files)?;
+                if *state_sha256 != kept.engine.state_sha256()? {
+                    let detail = format!("its files are whole, but the state after step {start} has another sha256");
+                    return Err(WorkerError::State { file: "state from the coordinator".into(), detail });
+                }
+                kept.held = Some(HeldState { step: start, state_sha256, report: None });
+            }
+            StateSource::Memory => {}
+            StateSource::Unspecified => {
+                return Err(WorkerError::RunSpec(format!("generation {generation}: no state to start from")));
+            }
+        }
+        let applied = kept.engine.applied_step();
+        if applied != start {
+            return Err(WorkerError::RunSpec(format!(
+                "generation {generation} starts from step {start}, but this worker's state is of step {applied}"
+            )));
+        }
+        if training.formed.hand_over { upload(&*kept.engine, training) } else { Ok(()) }
     }
 
     /// Meets the other ranks.
@@ -177,7 +235,7 @@ impl Computer {
         let abort = training.control.abort.clone();
         let meeting = match training.formed.transport() {
             Transport::Tcp => {
-                let (run_id, generation) = (self.run.run_id.clone(), training.generation);
+                let (run_id, generation) = (training.run_id.clone(), training.generation);
                 let config = RingConfig { run_id, generation, rank, addresses, timeout };
                 self.progress.set_phase(Phase::Reduce);
                 Meeting::Host(Box::new(TcpRing::connect(&self.listener, config, &abort, self.progress.clone())?))
@@ -233,24 +291,10 @@ impl Computer {
     }
 }
 
-/// Brings the engine to the state that the generation starts from.
-fn prepare(engine: &mut dyn Engine, training: &Training) -> Result<(), WorkerError> {
-    let start = training.formed.start_step;
-    match training.formed.state_source() {
-        StateSource::Seed => engine.reset()?,
-        StateSource::Checkpoint => engine.import_state(start, &training.checkpoint)?,
-        StateSource::Memory => {}
-        StateSource::Unspecified => {
-            return Err(WorkerError::RunSpec(format!("generation {}: no state to start from", training.generation)));
-        }
-    }
-    if engine.applied_step() != start {
-        return Err(WorkerError::RunSpec(format!(
-            "generation {} starts from step {start}, but this worker's state is of step {}",
-            training.generation,
-            engine.applied_step()
-        )));
-    }
+/// Sends the state on its way to the coordinator. When the session is gone, nobody takes it.
+fn upload(engine: &dyn Engine, training: &Training) -> Result<(), WorkerError> {
+    let snapshot = Snapshot { generation: training.generation, state: engine.export_state()? };
+    let _ = training.snapshots.blocking_send(snapshot);
     Ok(())
 }
 

@@ -5,8 +5,8 @@
 
 use ballast_proto::v1::worker_message::Message as Say;
 use ballast_proto::v1::{
-    CommunicatorId, CoordinatorMessage, Generation, GenerationFailed, GenerationFormed, Leaving, Ready, StepReport,
-    coordinator_message::Message,
+    CommunicatorId, CoordinatorMessage, Draining, Generation, GenerationFailed, GenerationFormed, Leaving, Ready,
+    StepReport, coordinator_message::Message,
 };
 use ballast_proto::{CommunicatorSecret, ErrorCode, Failure, exit};
 
@@ -17,8 +17,8 @@ pub(super) enum Event {
     Heard(CoordinatorMessage),
     /// The session with the coordinator broke.
     Lost(Failure),
-    /// The base model is loaded.
-    Loaded(Ready),
+    /// The compute thread can enter a generation.
+    Idle(Ready),
     /// This rank made the secret by which the ranks of its generation meet.
     CommunicatorMade(CommunicatorId),
     /// A step was applied.
@@ -32,6 +32,7 @@ pub(super) enum Event {
 }
 
 /// Something to be done, in order.
+#[expect(clippy::large_enum_variant, reason = "there are few at a time, and none lives long")]
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Action {
     /// Tell the coordinator.
@@ -59,13 +60,17 @@ pub(super) enum Ending {
     Exit { code: u8, reason: String },
     /// With an error.
     Failed(Failure),
+    /// Because the coordinator is gone, or believes that this worker is; another session can follow.
+    Lost(Failure),
 }
 
 impl PartialEq for Ending {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Exit { code: a, reason: b }, Self::Exit { code: c, reason: d }) => (a, b) == (c, d),
-            (Self::Failed(a), Self::Failed(b)) => (a.code, &a.message) == (b.code, &b.message),
+            (Self::Failed(a), Self::Failed(b)) | (Self::Lost(a), Self::Lost(b)) => {
+                (a.code, &a.message) == (b.code, &b.message)
+            }
             _ => false,
         }
     }
@@ -75,10 +80,12 @@ impl PartialEq for Ending {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Conversation {
     loaded: bool,
-    /// Newest generation ever entered.
+    /// Newest generation entered in this session.
     newest: Option<Generation>,
     /// Whether that generation was given up.
     aborted: bool,
+    /// Whether the coordinator was told that this worker was asked to stop.
+    draining: bool,
 }
 
 impl Conversation {
@@ -86,8 +93,16 @@ impl Conversation {
     pub(super) fn on(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::Heard(message) => self.heard(message),
-            Event::Lost(failure) => self.end(format!("the coordinator is gone: {failure}"), Ending::Failed(failure)),
-            Event::Loaded(ready) => {
+            Event::Lost(failure) => {
+                let reason = format!("the coordinator is gone: {failure}");
+                let passing = failure.code.exit_code() == exit::RETRY && !self.draining;
+                self.end(reason, if passing { Ending::Lost(failure) } else { Ending::Failed(failure) })
+            }
+            // Another session's generation is none of this one's business.
+            Event::Idle(ready) if ready.left.is_some() && ready.left != self.newest => {
+                vec![stale("return", ready.left)]
+            }
+            Event::Idle(ready) => {
                 self.loaded = true;
                 vec![Action::Say(Say::Ready(ready))]
             }
@@ -95,7 +110,8 @@ impl Conversation {
                 vec![Action::Say(Say::CommunicatorId(id))]
             }
             Event::CommunicatorMade(id) => vec![stale("communicator", id.generation)],
-            Event::Stepped(report) if self.is_current(report.generation) => {
+            // Also when the generation was given up meanwhile: the state is another one now.
+            Event::Stepped(report) if report.generation.is_some() && report.generation == self.newest => {
                 vec![Action::Say(Say::StepReport(report))]
             }
             Event::Stepped(report) => vec![stale("report of a step", report.generation)],
@@ -110,6 +126,11 @@ impl Conversation {
                 actions.extend(self.end(failure.message.clone(), Ending::Failed(failure)));
                 actions
             }
+            Event::Terminated(signal) if !self.draining => {
+                self.draining = true;
+                vec![Action::Say(Say::Draining(Draining { reason: format!("the worker received {signal}") }))]
+            }
+            // Once more: at once.
             Event::Terminated(signal) => {
                 let reason = format!("the worker received {signal}");
                 let leaving = Leaving { error_code: String::new(), reason: reason.clone() };
@@ -217,7 +238,7 @@ mod tests {
 
     fn in_generation(generation: Generation) -> Conversation {
         let mut conversation = Conversation::default();
-        conversation.on(Event::Loaded(Ready::default()));
+        conversation.on(Event::Idle(Ready::default()));
         let entered = hear(&mut conversation, Message::GenerationFormed(formed(generation)));
         assert_eq!(entered, [Action::Enter(formed(generation))]);
         conversation
@@ -284,12 +305,16 @@ mod tests {
     }
 
     #[test]
-    fn after_an_abort_nothing_of_the_generation_counts() {
+    fn after_an_abort_only_what_it_has_applied_counts_of_a_generation() {
         let mut conversation = in_generation(G1);
         hear(&mut conversation, abort(G1));
         assert!(ignored(&hear(&mut conversation, abort(G1))));
         let report = StepReport { generation: Some(G1), ..Default::default() };
-        assert!(ignored(&conversation.on(Event::Stepped(report))));
+        assert_eq!(conversation.on(Event::Stepped(report.clone())), [Action::Say(Say::StepReport(report))]);
+        let back = Ready { left: Some(G1), ..Default::default() };
+        assert_eq!(conversation.on(Event::Idle(back.clone())), [Action::Say(Say::Ready(back))]);
+        let of_another_session = Ready { left: Some(G2), ..Default::default() };
+        assert!(ignored(&conversation.on(Event::Idle(of_another_session))));
         let broken = Event::GenerationBroken { generation: G1, reason: "aborted".into() };
         assert!(ignored(&conversation.on(broken)));
         let next = hear(&mut conversation, Message::GenerationFormed(formed(G2)));
@@ -333,9 +358,18 @@ mod tests {
 
         let lost = Failure::new(ErrorCode::CoordinatorUnreachable, "connection reset");
         let actions = in_generation(G1).on(Event::Lost(lost.clone()));
-        assert!(matches!(&actions[..], [Action::Abort { .. }, Action::End(e)] if *e == Ending::Failed(lost)));
+        assert!(matches!(&actions[..], [Action::Abort { .. }, Action::End(e)] if *e == Ending::Lost(lost)));
+        let refused = Failure::new(ErrorCode::NumericsMismatch, "other bits");
+        let actions = in_generation(G1).on(Event::Lost(refused.clone()));
+        assert!(matches!(&actions[..], [Action::Abort { .. }, Action::End(e)] if *e == Ending::Failed(refused)));
 
-        let actions = in_generation(G1).on(Event::Terminated("SIGTERM"));
+        let mut leaving = in_generation(G1);
+        let actions = leaving.on(Event::Terminated("SIGTERM"));
+        assert!(matches!(&actions[..], [Action::Say(Say::Draining(d))] if d.reason.contains("SIGTERM")));
+        let mut lonely = leaving.clone();
+        let actions = lonely.on(Event::Lost(Failure::new(ErrorCode::CoordinatorUnreachable, "connection reset")));
+        assert!(matches!(&actions[..], [Action::Abort { .. }, Action::End(Ending::Failed(_))]), "nobody waits for it");
+        let actions = leaving.on(Event::Terminated("SIGTERM"));
         assert!(matches!(
             &actions[..],
             [Action::Say(Say::Leaving(leaving)), Action::Abort { .. }, Action::End(Ending::Exit { code: 75, .. })]

@@ -1,22 +1,21 @@
-//! The session's loop: carries events to the [`Conversation`] and its actions out.
+//! One session's loop: carries events to the [`Conversation`] and its actions out.
 
-use super::compute::{Computer, Control, Order};
+use super::compute::{Control, Order, Training};
+use super::computing::Computing;
 use super::connect::{Coordinator, Joined};
 use super::conversation::{Action, Conversation, Ending, Event};
 use super::evaluation::evaluate_all;
 use super::generation::Errands;
-use super::load::Loader;
 use super::upload::upload_all;
 use crate::progress::Progress;
 use ballast_proto::v1::worker_message::Message as Say;
-use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, Phase, RunSpec, WorkerMessage};
+use ballast_proto::v1::{CoordinatorMessage, GenerationFormed, Hello, Ready, RunSpec, WorkerMessage};
 use ballast_proto::{CommunicatorSecret, ErrorCode, Failure};
+use futures::{Stream, StreamExt};
 use std::future::Future;
-use std::net::TcpListener;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedSender};
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -25,25 +24,25 @@ use tonic::Streaming;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// When an errand fails, the session is often about to say why, and says it better.
 const ERRAND_GRACE: Duration = Duration::from_secs(2);
-/// How long the compute thread may take to part from the other ranks and let the device go; NCCL gives up before.
-const PARTING: Duration = Duration::from_secs(20);
 /// Heartbeats when the run names no interval.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Shards held here; how far ahead they are sent is the coordinator's decision.
+const PREFETCHED: usize = 4;
 
 /// One worker's membership.
 struct Driver {
     coordinator: Coordinator,
     worker_id: u64,
+    run_id: String,
     said: UnboundedSender<WorkerMessage>,
     orders: Sender<Order>,
+    /// What goes wrong with errands.
     events: UnboundedSender<Event>,
+    snapshots: mpsc::Sender<super::compute::Snapshot>,
     /// Heartbeats, uploads, errands: cancelled when the session ends.
     tasks: JoinSet<()>,
     /// The current generation's handles.
     running: Option<Running>,
-    progress: Progress,
-    /// Resolves when the compute thread has ended.
-    computed: oneshot::Receiver<()>,
 }
 
 struct Running {
@@ -54,83 +53,81 @@ struct Running {
     errands: tokio::task::AbortHandle,
 }
 
-/// Holds the conversation from the first word to the last.
+/// Holds one conversation from the first word to the last. The compute thread is there before it, and after; where it was there for
+/// another session, `introduced` is what it can enter this one with.
 pub(super) async fn converse(
     joined: Joined,
-    listener: TcpListener,
-    load: Loader,
-    terminated: impl Future<Output = &'static str>,
-) -> Result<u8, Failure> {
+    computing: &mut Computing,
+    introduced: Option<Ready>,
+    terminated: &mut (impl Stream<Item = &'static str> + Unpin),
+) -> Result<Ending, Failure> {
     let (said, words) = mpsc::unbounded_channel();
-    let (events, mut happened) = mpsc::unbounded_channel();
-    let hello = Hello { worker_id: joined.worker_id };
-    say(&said, Say::Hello(hello));
+    let (events, mut troubles) = mpsc::unbounded_channel();
+    say(&said, Say::Hello(Hello { worker_id: joined.worker_id }));
     let mut membership = joined.coordinator.membership();
-    let mut inbound = membership.session(UnboundedReceiverStream::new(words)).await?.into_inner();
+    let mut inbound = match membership.session(UnboundedReceiverStream::new(words)).await {
+        Ok(inbound) => inbound.into_inner(),
+        Err(status) => return Ok(Ending::Lost(status.into())),
+    };
 
-    let mut driver = Driver::start(joined, listener, load, said, events)?;
+    let mut driver = Driver::start(joined, computing, said, events);
     let mut conversation = Conversation::default();
-    tokio::pin!(terminated);
+    let mut first = introduced.map(Event::Idle);
     loop {
-        let event = tokio::select! {
-            // What the coordinator says comes first: it explains most of what else happens.
-            biased;
-            message = inbound.message() => heard(message),
-            Some(event) = happened.recv() => event,
-            signal = &mut terminated => Event::Terminated(signal),
+        let event = match first.take() {
+            Some(event) => event,
+            None => tokio::select! {
+                // What the coordinator says comes first: it explains most of what else happens.
+                biased;
+                message = inbound.message() => heard(message),
+                Some(event) = computing.events.recv() => event,
+                Some(event) = troubles.recv() => event,
+                Some(signal) = terminated.next() => Event::Terminated(signal),
+            },
         };
         let lost = matches!(event, Event::Lost(_));
         for action in conversation.on(event) {
             if let Some(ending) = driver.carry_out(action) {
-                let computing = driver.leave().await;
+                driver.leave().await;
                 if !lost {
                     farewell(&mut inbound).await;
                 }
-                if let Ending::Exit { .. } = ending {
-                    computing.end().await;
-                }
-                return conclude(ending);
+                return Ok(ending);
             }
         }
     }
 }
 
 impl Driver {
-    /// Starts the compute thread, heartbeats and uploads.
+    /// Starts heartbeats and uploads.
     fn start(
         joined: Joined,
-        listener: TcpListener,
-        load: Loader,
+        computing: &Computing,
         said: UnboundedSender<WorkerMessage>,
         events: UnboundedSender<Event>,
-    ) -> Result<Self, Failure> {
+    ) -> Self {
         let Joined { coordinator, worker_id, run } = joined;
-        let progress = Progress::new();
-        let (orders, ordered) = std::sync::mpsc::channel();
+        // A second snapshot waits until the first has left, so that memory does.
         let (snapshots, taken) = mpsc::channel(1);
-        let (computing, computed) = oneshot::channel::<()>();
-        let tasks = JoinSet::new();
-        let mut driver =
-            Self { coordinator, worker_id, said, orders, events, tasks, running: None, progress, computed };
-        let progress = driver.progress.clone();
-        driver.tasks.spawn(heartbeats(driver.said.clone(), progress.clone(), interval(&run)));
+        let mut driver = Self {
+            coordinator,
+            worker_id,
+            run_id: run.run_id.clone(),
+            said,
+            orders: computing.orders.clone(),
+            events,
+            snapshots,
+            tasks: JoinSet::new(),
+            running: None,
+        };
+        driver.tasks.spawn(heartbeats(driver.said.clone(), computing.progress.clone(), interval(&run)));
         driver.errand(upload_all(driver.coordinator.clone(), worker_id, taken));
-        let computer = Computer { run, listener, progress, events: driver.events.clone(), snapshots };
-        std::thread::Builder::new()
-            .name("compute".into())
-            .spawn(move || {
-                // Dropped at the thread's end, however it ends.
-                let _computing = computing;
-                computer.work(load, &ordered);
-            })
-            .map_err(|e| Failure::new(ErrorCode::Internal, format!("the compute thread cannot start: {e}")))?;
-        Ok(driver)
+        driver
     }
 
-    /// Ends whatever keeps the session or the channel of orders open: the compute thread ends with its next order.
-    async fn leave(mut self) -> Computing {
+    /// Ends whatever keeps the session open.
+    async fn leave(mut self) {
         self.tasks.shutdown().await;
-        Computing { progress: self.progress, ended: self.computed }
     }
 
     fn carry_out(&mut self, action: Action) -> Option<Ending> {
@@ -170,13 +167,28 @@ impl Driver {
         let (rank, world_size, step) = (formed.rank, formed.ring_addresses.len(), formed.start_step);
         tracing::info!(%generation, rank, world_size, start_step = step, "generation formed");
         let control = Control::new();
-        let errands = Errands { coordinator: self.coordinator.clone(), worker_id: self.worker_id, generation };
         let (communicator, id) = std::sync::mpsc::channel();
-        let errands = self.errand(errands.run(formed, control.clone(), id, self.orders.clone()));
+        let (sender, state) = std::sync::mpsc::channel();
+        let (shards, received) = mpsc::channel(PREFETCHED);
+        let training = Training {
+            formed: formed.clone(),
+            generation,
+            run_id: self.run_id.clone(),
+            state,
+            snapshots: self.snapshots.clone(),
+            shards: received,
+            communicator: id,
+            control: control.clone(),
+        };
+        // A compute thread that has ended has said why.
+        let _ = self.orders.send(Order::Train(training));
+        let errands = Errands { coordinator: self.coordinator.clone(), worker_id: self.worker_id, generation };
+        let errands = self.errand(errands.run(formed, sender, shards));
         self.running = Some(Running { control, communicator, errands });
     }
 
-    /// Runs something beside the conversation; its failure is the worker's.
+    /// Runs something beside the conversation; its failure is the worker's, unless it tells of the session's end, or of a
+    /// generation that is over.
     fn errand(
         &mut self,
         errand: impl Future<Output = Result<(), Failure>> + Send + 'static,
@@ -184,31 +196,16 @@ impl Driver {
         let events = self.events.clone();
         self.tasks.spawn(async move {
             if let Err(failure) = errand.await {
+                if failure.code == ErrorCode::StaleGeneration {
+                    tracing::debug!(%failure, "not needed any more");
+                    return;
+                }
                 tokio::time::sleep(ERRAND_GRACE).await;
+                let lost = failure.code == ErrorCode::CoordinatorUnreachable;
                 // Nobody listens when the session is over.
-                let _ = events.send(Event::Failed(failure));
+                let _ = events.send(if lost { Event::Lost(failure) } else { Event::Failed(failure) });
             }
         })
-    }
-}
-
-/// The compute thread, when the session is over.
-struct Computing {
-    progress: Progress,
-    ended: oneshot::Receiver<()>,
-}
-
-impl Computing {
-    /// Lets the thread part from the other ranks, unless it is deep in work that nobody wants any more and that nothing
-    /// interrupts.
-    async fn end(self) {
-        match self.progress.heartbeat().phase() {
-            Phase::Loading | Phase::Compute | Phase::Apply | Phase::Evaluate => return,
-            Phase::Unspecified | Phase::Waiting | Phase::Reduce => {}
-        }
-        if tokio::time::timeout(PARTING, self.ended).await.is_err() {
-            tracing::warn!(seconds = PARTING.as_secs(), "the compute thread did not end in time and is left behind");
-        }
     }
 }
 
@@ -247,14 +244,4 @@ fn heard(message: Result<Option<CoordinatorMessage>, tonic::Status>) -> Event {
 async fn farewell(inbound: &mut Streaming<CoordinatorMessage>) {
     let closed = async { while let Ok(Some(_)) = inbound.message().await {} };
     let _ = tokio::time::timeout(FAREWELL, closed).await;
-}
-
-fn conclude(ending: Ending) -> Result<u8, Failure> {
-    match ending {
-        Ending::Exit { code, reason } => {
-            tracing::info!(exit_code = code, reason, "session over");
-            Ok(code)
-        }
-        Ending::Failed(failure) => Err(failure),
-    }
 }

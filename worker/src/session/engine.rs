@@ -20,6 +20,8 @@ pub(super) trait Engine {
     fn reset(&mut self) -> Result<(), WorkerError>;
     /// Replaces the state by one exported after `step`.
     fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError>;
+    /// SHA-256 of the state.
+    fn state_sha256(&self) -> Result<[u8; 32], WorkerError>;
     /// The state as files.
     fn export_state(&self) -> Result<ExportedState, WorkerError>;
     /// A secret by which the ranks of one generation can meet over NCCL.
@@ -68,6 +70,10 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
 
     fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError> {
         self.trainer.import_state(step, files)
+    }
+
+    fn state_sha256(&self) -> Result<[u8; 32], WorkerError> {
+        self.trainer.state_sha256()
     }
 
     fn export_state(&self) -> Result<ExportedState, WorkerError> {

@@ -1,18 +1,14 @@
-//! Entering a generation: its state and its shards are fetched here, and trained on the compute thread.
+//! What a generation needs from the coordinator: the state that it starts from, and its shards.
 
-use super::compute::{Control, Order, Training};
+use super::compute::Downloaded;
 use super::connect::Coordinator;
 use super::transfer::Assembler;
 use ballast_proto::v1::{
     DownloadRequest, Generation, GenerationFormed, ShardRequest, StateSource, StepShard, download_response,
 };
-use ballast_proto::{CommunicatorSecret, ErrorCode, Failure};
-use bytes::Bytes;
-use std::sync::mpsc::{Receiver, Sender};
+use ballast_proto::{ErrorCode, Failure, exit};
+use std::sync::mpsc::Sender;
 use tokio::sync::mpsc;
-
-/// Shards held here; how far ahead they are sent is the coordinator's decision.
-const PREFETCHED: usize = 4;
 
 /// One generation's errands with the coordinator.
 pub(super) struct Errands {
@@ -22,30 +18,33 @@ pub(super) struct Errands {
 }
 
 impl Errands {
-    /// Fetches the state, hands the generation to the compute thread and streams its shards. Ends with the stream;
-    /// cancelled when the generation is aborted.
+    /// Fetches the state and streams the shards of a generation that the compute thread has begun, which is also told when there
+    /// is something wrong with the state. Ends with the stream; cancelled when the generation is aborted.
     pub(super) async fn run(
         self,
         formed: GenerationFormed,
-        control: Control,
-        communicator: Receiver<CommunicatorSecret>,
-        orders: Sender<Order>,
+        state: Sender<Result<Downloaded, Failure>>,
+        shards: mpsc::Sender<StepShard>,
     ) -> Result<(), Failure> {
-        let checkpoint = match formed.state_source() {
-            StateSource::Checkpoint => self.download(formed.start_step).await?,
-            _ => Vec::new(),
-        };
-        let (sender, shards) = mpsc::channel(PREFETCHED);
-        let generation = self.generation;
-        let training = Training { formed, generation, checkpoint, shards, communicator, control };
-        orders
-            .send(Order::Train(training))
-            .map_err(|_| Failure::new(ErrorCode::Internal, "the compute thread has ended"))?;
-        self.stream(&sender).await
+        let source = formed.state_source();
+        if matches!(source, StateSource::Checkpoint | StateSource::Peer) {
+            let downloaded = match self.download(formed.start_step, source).await {
+                Err(failure) if failure.code.exit_code() == exit::RETRY => return Err(failure),
+                downloaded => downloaded,
+            };
+            let damaged = downloaded.is_err();
+            // The compute thread no longer waits when the generation is over.
+            let _ = state.send(downloaded);
+            if damaged {
+                return Ok(());
+            }
+        }
+        self.stream(&shards).await
     }
 
-    async fn download(&self, step: u64) -> Result<Vec<(String, Bytes)>, Failure> {
-        let request = DownloadRequest { worker_id: self.worker_id, generation: Some(self.generation), step };
+    async fn download(&self, step: u64, source: StateSource) -> Result<Downloaded, Failure> {
+        let (worker_id, generation) = (self.worker_id, Some(self.generation));
+        let request = DownloadRequest { worker_id, generation, step, source: source.into() };
         let mut stream = self.coordinator.checkpoint().download(request).await?.into_inner();
         let mut assembler = None;
         while let Some(response) = stream.message().await? {

@@ -2,10 +2,12 @@
 //!
 //! Data flows one way. [`connect`] joins; [`driver`] hears the coordinator and the compute thread and asks
 //! [`conversation`] what to do; [`compute`] is the thread on which everything is computed, in the order of its orders;
-//! [`generation`], [`upload`] and [`evaluation`] are errands that run beside it.
+//! [`generation`], [`upload`] and [`evaluation`] are errands that run beside it. When a session is lost, the compute thread
+//! ([`computing`]) keeps the base model and the training state for the next one.
 
 mod address;
 mod compute;
+mod computing;
 mod connect;
 mod conversation;
 mod driver;
@@ -17,9 +19,11 @@ mod transfer;
 mod upload;
 
 use crate::{Device, WorkerError};
-use ballast_proto::v1::JoinRequest;
+use ballast_proto::v1::{JoinRequest, RunSpec};
 use ballast_proto::{ErrorCode, Failure, exit};
-use std::future::Future;
+use computing::Computing;
+use conversation::Ending;
+use futures::{Stream, StreamExt};
 use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,6 +49,8 @@ pub struct WorkerOptions {
     pub insecure: bool,
     /// How long the coordinator may be unreachable at the start.
     pub connect_timeout: Duration,
+    /// How long a worker that has lost its coordinator keeps its state and tries to join again; zero: not at all.
+    pub rejoin_timeout: Duration,
 }
 
 impl Default for WorkerOptions {
@@ -59,6 +65,7 @@ impl Default for WorkerOptions {
             threads: None,
             insecure: false,
             connect_timeout: Duration::from_secs(300),
+            rejoin_timeout: Duration::from_secs(300),
         }
     }
 }
@@ -68,8 +75,8 @@ const MOST_THREADS: usize = 4096;
 
 /// Works for a coordinator until it says goodbye; returns the exit code that the process should end with.
 ///
-/// Blocks, and brings its own async runtime: not to be called from within one. On SIGTERM or SIGINT it says so to the
-/// coordinator and leaves with [`exit::RETRY`].
+/// Blocks, and brings its own async runtime: not to be called from within one. On SIGTERM or SIGINT it leaves at the next step
+/// boundary, its state handed over, with [`exit::RETRY`]; on a second one at once.
 ///
 /// # Errors
 /// When the ring cannot listen, the coordinator cannot be reached, refuses or vanishes, or training fails here.
@@ -103,25 +110,70 @@ pub fn run(options: WorkerOptions) -> Result<u8, WorkerError> {
 async fn work(
     options: WorkerOptions,
     load: load::Loader,
-    terminated: impl Future<Output = &'static str>,
+    terminated: impl Stream<Item = &'static str>,
 ) -> Result<u8, Failure> {
     let (listener, ring_address) =
         address::listen(&options.ring_bind, options.ring_advertise.as_deref(), options.insecure)?;
     let request = JoinRequest {
         version: env!("CARGO_PKG_VERSION").into(),
-        display_name: options.name.unwrap_or_else(default_name),
+        display_name: options.name.clone().unwrap_or_else(default_name),
         ring_address,
     };
-    tokio::pin!(terminated);
-    let joined = tokio::select! {
-        joined = connect::join(&options.coordinator, request, options.connect_timeout) => joined?,
-        signal = &mut terminated => {
-            tracing::info!(signal, "stopped before joining");
-            return Ok(exit::RETRY);
-        }
+    let mut terminated = Box::pin(terminated);
+    let url = &options.coordinator;
+    let Some(mut joined) = join(url, &request, options.connect_timeout, &mut terminated).await? else {
+        return Ok(exit::RETRY);
     };
-    tracing::info!(worker = joined.worker_id, run = joined.run.run_name, "joined");
-    driver::converse(joined, listener, load, terminated).await
+    let (mut computing, mut introduced) = (Computing::start(joined.run.clone(), listener, load)?, None);
+    loop {
+        tracing::info!(worker = joined.worker_id, run = joined.run.run_name, "joined");
+        let failure = match driver::converse(joined, &mut computing, introduced, &mut terminated).await? {
+            Ending::Exit { code, reason } => {
+                tracing::info!(exit_code = code, reason, "session over");
+                computing.end().await;
+                return Ok(code);
+            }
+            Ending::Failed(failure) => return Err(failure),
+            Ending::Lost(failure) if options.rejoin_timeout.is_zero() => return Err(failure),
+            Ending::Lost(failure) => failure,
+        };
+        tracing::warn!(%failure, "session lost; joining again");
+        introduced = Some(computing.come_back().await?);
+        joined = match join(url, &request, options.rejoin_timeout, &mut terminated).await {
+            Ok(Some(joined)) => joined,
+            Ok(None) => return Ok(exit::RETRY),
+            // Why it had to join again says more than that nobody was there.
+            Err(again) if again.code == ErrorCode::CoordinatorUnreachable => return Err(failure),
+            Err(again) => return Err(again),
+        };
+        same_run(&computing.run, &joined.run)?;
+    }
+}
+
+/// Joins; `None` when the process is asked to stop before.
+async fn join(
+    url: &str,
+    request: &JoinRequest,
+    limit: Duration,
+    terminated: &mut (impl Stream<Item = &'static str> + Unpin),
+) -> Result<Option<connect::Joined>, Failure> {
+    tokio::select! {
+        joined = connect::join(url, request.clone(), limit) => joined.map(Some),
+        Some(signal) = terminated.next() => {
+            tracing::info!(signal, "stopped before joining");
+            Ok(None)
+        }
+    }
+}
+
+/// Whether what this worker holds is of any use to the run that it has joined again.
+fn same_run(before: &RunSpec, now: &RunSpec) -> Result<(), Failure> {
+    let of_this_start = RunSpec { run_id: before.run_id.clone(), ..now.clone() };
+    if *before == of_this_start {
+        return Ok(());
+    }
+    let message = format!("run {:?} was started again with other settings: this worker begins anew", now.run_name);
+    Err(Failure::new(ErrorCode::Interrupted, message))
 }
 
 /// Host and process id.
@@ -131,15 +183,16 @@ fn default_name() -> String {
     format!("{host}:{}", std::process::id())
 }
 
-/// Resolves when the process is asked to stop.
-fn termination() -> io::Result<impl Future<Output = &'static str>> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
+/// Yields whenever the process is asked to stop.
+fn termination() -> io::Result<impl Stream<Item = &'static str>> {
+    let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(futures::stream::unfold((terminate, interrupt), |(mut terminate, mut interrupt)| async move {
+        let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
-        }
-    })
+        };
+        Some((name, (terminate, interrupt)))
+    }))
 }
 
 fn internal(what: &str, error: &dyn std::error::Error) -> Failure {

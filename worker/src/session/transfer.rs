@@ -1,5 +1,6 @@
 //! Training states as streams: a header, then the files in order, cut into pieces.
 
+use super::compute::Downloaded;
 use crate::trainer::ExportedState;
 use ballast_proto::v1::{Generation, StateFile, StateHeader};
 use ballast_proto::{ErrorCode, Failure};
@@ -35,6 +36,7 @@ pub(super) fn disassemble(
 /// Puts a downloaded state together. Memory grows with what has arrived, not with what a header claims.
 #[derive(Debug)]
 pub(super) struct Assembler {
+    state_sha256: Bytes,
     files: Vec<StateFile>,
     bytes: Vec<u8>,
     expected: u64,
@@ -55,7 +57,7 @@ impl Assembler {
             .iter()
             .try_fold(0_u64, |sum, file| sum.checked_add(file.size))
             .ok_or_else(|| malformed("files of impossible sizes".into()))?;
-        Ok(Self { files: header.files, bytes: Vec::new(), expected })
+        Ok(Self { state_sha256: header.state_sha256, files: header.files, bytes: Vec::new(), expected })
     }
 
     /// Takes the next piece.
@@ -67,24 +69,22 @@ impl Assembler {
         Ok(())
     }
 
-    /// The files, once all bytes are there and their hashes match.
-    pub(super) fn finish(self) -> Result<Vec<(String, Bytes)>, Failure> {
+    /// The state, once all bytes are there and the files' hashes match.
+    pub(super) fn finish(self) -> Result<Downloaded, Failure> {
         if self.bytes.len() as u64 != self.expected {
             return Err(malformed(format!("{} of {} bytes", self.bytes.len(), self.expected)));
         }
         let mut rest = Bytes::from(self.bytes);
-        self.files
-            .into_iter()
-            .map(|file| {
-                // All sizes together are the length of `rest`.
-                let data = rest.split_to(file.size as usize);
-                if sha256(&data) == file.sha256 {
-                    Ok((file.name, data))
-                } else {
-                    Err(malformed(format!("{} does not match its sha256", file.name)))
-                }
-            })
-            .collect()
+        let files = self.files.into_iter().map(|file| {
+            // All sizes together are the length of `rest`.
+            let data = rest.split_to(file.size as usize);
+            if sha256(&data) == file.sha256 {
+                Ok((file.name, data))
+            } else {
+                Err(malformed(format!("{} does not match its sha256", file.name)))
+            }
+        });
+        Ok(Downloaded { state_sha256: self.state_sha256, files: files.collect::<Result<_, _>>()? })
     }
 }
 
@@ -113,7 +113,7 @@ mod tests {
         for piece in pieces {
             assembler.push(&piece)?;
         }
-        assembler.finish()
+        Ok(assembler.finish()?.files)
     }
 
     proptest! {

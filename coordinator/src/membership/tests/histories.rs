@@ -10,6 +10,9 @@ enum Draw {
     Join(bool),
     Connected(u64),
     Ready(u64, bool),
+    Back { worker: u64, ahead: u64, state: u8 },
+    Drain(u64),
+    Rewound,
     Heartbeat(u64, u64, i32),
     Report { worker: u64, ahead: u64, state: u8, stale: bool },
     Acknowledge(u64),
@@ -30,6 +33,11 @@ fn draw() -> impl Strategy<Value = Draw> {
         4 => prop::bool::weighted(0.9).prop_map(Draw::Join),
         6 => worker.clone().prop_map(Draw::Connected),
         6 => (worker.clone(), prop::bool::weighted(0.95)).prop_map(|(w, fits)| Draw::Ready(w, fits)),
+        10 => (worker.clone(), 0u64..4, prop::bool::weighted(0.05)).prop_map(
+            |(worker, ahead, wrong)| Draw::Back { worker, ahead, state: u8::from(wrong) }
+        ),
+        1 => worker.clone().prop_map(Draw::Drain),
+        3 => Just(Draw::Rewound),
         4 => (worker.clone(), 0u64..4, 0i32..7).prop_map(|(w, p, phase)| Draw::Heartbeat(w, p, phase)),
         20 => (worker.clone(), 0u64..3, prop::bool::weighted(0.02), prop::bool::weighted(0.05)).prop_map(
             |(worker, ahead, wrong, stale)| Draw::Report { worker, ahead, state: u8::from(wrong), stale }
@@ -56,8 +64,20 @@ fn event(run: &Run, draw: Draw) -> Event {
         Draw::Connected(worker) => Event::Connected { worker },
         Draw::Ready(worker, fits) => {
             let arithmetic = if fits { "avx2" } else { "other" }.into();
-            Event::Ready { worker, ready: ready(NumericsFingerprint { arithmetic, ..run.fingerprint.clone() }) }
+            let ready = ready(NumericsFingerprint { arithmetic, ..run.fingerprint.clone() });
+            Event::Ready { worker, ready, known: KnownStep::default() }
         }
+        // From the newest generation, or from another coordinator's.
+        Draw::Back { worker, ahead, state } => {
+            let newest = Generation::new(run.state.settings.epoch, run.state.last_generation);
+            let engaged = run.state.members.get(&worker).is_some_and(|member| member.engaged());
+            let step = (committed + ahead).saturating_sub(1);
+            let held = (step > 0).then(|| held(newest, step, state));
+            let ready = Ready { held, left: engaged.then_some(newest), ..ready(run.fingerprint.clone()) };
+            Event::Ready { worker, ready, known: run.known(step) }
+        }
+        Draw::Drain(worker) => Event::Draining { worker, reason: "r".into() },
+        Draw::Rewound => Event::Rewound { to: committed },
         Draw::Heartbeat(worker, progress, phase) => {
             Event::Heartbeat { worker, heartbeat: Heartbeat { progress, phase } }
         }
@@ -97,13 +117,12 @@ proptest! {
     fn invariants_hold_in_every_history(
         workers in 1usize..4,
         evaluate: bool,
-        replaceable: bool,
         resumed: bool,
         cuda: bool,
         draws in prop::collection::vec(draw(), 1..200),
     ) {
-        let start = if resumed { Start::Checkpoint(2) } else { Start::Seed };
-        let mut run = Run::new(Settings { evaluate, replaceable, start, ..settings(workers) });
+        let (head, checkpoint) = if resumed { (3, Some(2)) } else { (0, None) };
+        let mut run = Run::new(Settings { evaluate, head, checkpoint, ..settings(workers) });
         run.fingerprint.backend = if cuda { "cuda" } else { "cpu" }.into();
         for draw in draws {
             if let Draw::Wait(time) = draw {

@@ -35,7 +35,7 @@ fn a_generation_forms_when_all_are_ready_with_ranks_in_order_of_admission() {
 
 #[test]
 fn a_resumed_run_starts_from_its_checkpoint_in_a_generation_never_used_before() {
-    let resumed = Settings { epoch: 2, last_generation: 5, start: Start::Checkpoint(4), ..settings(1) };
+    let resumed = Settings { epoch: 2, last_generation: 5, head: 4, checkpoint: Some(4), ..settings(1) };
     let run = Run::training(resumed);
     assert_eq!(run.generation(), Generation::new(2, 6));
     let Message::GenerationFormed(formed) = run.sent()[0].1.clone() else { panic!() };
@@ -67,14 +67,14 @@ fn another_model_and_other_arithmetic_are_refused_with_the_difference_named() {
     let (a, b) = (run.join("a"), run.join("b"));
     run.feed(Event::Connected { worker: a });
     let other = NumericsFingerprint { weights_sha256: "other".into(), ..fingerprint() };
-    run.feed(Event::Ready { worker: a, ready: ready(other) });
+    run.feed(Event::Ready { worker: a, ready: ready(other), known: KnownStep::default() });
     assert_eq!(dismissal(&run).1.code, ErrorCode::ModelMismatch);
     run.ready(b);
     assert!(run.last.iter().any(|e| matches!(e, Effect::RecordNumerics(f) if *f == fingerprint())));
     let c = run.join("c");
     run.feed(Event::Connected { worker: c });
     let other = NumericsFingerprint { arithmetic: "avx512".into(), ..fingerprint() };
-    run.feed(Event::Ready { worker: c, ready: ready(other) });
+    run.feed(Event::Ready { worker: c, ready: ready(other), known: KnownStep::default() });
     let (worker, failure) = dismissal(&run);
     assert_eq!((worker, failure.code), (c, ErrorCode::NumericsMismatch));
     assert!(failure.message.contains("its arithmetic is \"avx512\", the run's is \"avx2\""), "{failure}");
@@ -94,20 +94,16 @@ fn the_arithmetic_of_a_resumed_run_is_the_one_on_record() {
 }
 
 #[test]
-fn before_training_a_lost_worker_is_replaced_unless_nobody_would() {
-    for (replaceable, over) in [(true, false), (false, true)] {
-        let mut run = Run::new(Settings { replaceable, ..settings(2) });
-        let a = run.join("a");
-        let failure = Failure::new(ErrorCode::ModelTensor, "tensor x is missing");
-        run.feed(Event::Leaving { worker: a, failure: Some(failure) });
-        assert_eq!(matches!(run.state.phase(), Phase::Over(_)), over);
-        if over {
-            assert_eq!(
-                (run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code),
-                (exit::FAILED, ErrorCode::ModelTensor)
-            );
-        }
-    }
+fn a_worker_that_fails_before_training_is_replaced() {
+    let mut run = Run::new(settings(2));
+    let a = run.join("a");
+    let failure = Failure::new(ErrorCode::ModelTensor, "tensor x is missing");
+    run.feed(Event::Leaving { worker: a, failure: Some(failure) });
+    assert_eq!((dismissal(&run).1.code, run.state.phase()), (ErrorCode::ModelTensor, &Phase::Gathering));
+    let (b, c) = (run.join("b"), run.join("c"));
+    run.ready(b);
+    run.ready(c);
+    assert_eq!(*run.state.phase(), Phase::Training);
 }
 
 #[test]
@@ -207,8 +203,8 @@ fn reports_that_break_the_protocol_cost_the_membership() {
         let mut run = Run::training(settings(2));
         let report = forge(good(run.generation()));
         run.feed(Event::StepReported { worker: 2, report, planned: Some(PLAN) });
-        assert_eq!(dismissal(&run).1.code, ErrorCode::BadMessage, "{what}");
-        assert_eq!(run.outcome().failure.as_ref().unwrap().code, ErrorCode::BadMessage, "{what}");
+        assert_eq!((dismissal(&run).0, dismissal(&run).1.code), (2, ErrorCode::BadMessage), "{what}");
+        assert_eq!(*run.state.phase(), Phase::Gathering, "{what}: the others go on without it");
     }
 }
 
@@ -244,39 +240,13 @@ fn numbers_that_are_none_stop_the_run() {
 fn messages_are_checked_against_generation_and_membership() {
     let run = Run::training(settings(2));
     let current = run.generation();
-    assert_eq!(run.state.rank_in(2, Some(current)), Ok((1, 2)));
-    let code = |worker, generation| run.state.rank_in(worker, generation).unwrap_err().code;
+    let seat = Seat { rank: 1, world_size: 2, start_step: 0, hand_over: false };
+    assert_eq!(run.state.seat(2, Some(current)), Ok(seat));
+    let code = |worker, generation| run.state.seat(worker, generation).unwrap_err().code;
     assert_eq!(code(9, Some(current)), ErrorCode::UnknownWorker);
     assert_eq!(code(1, Some(Generation::new(1, 2))), ErrorCode::StaleGeneration);
     assert_eq!(code(1, None), ErrorCode::StaleGeneration);
-    assert_eq!(Run::new(settings(1)).state.rank_in(1, None).unwrap_err().code, ErrorCode::UnknownWorker);
-}
-
-#[test]
-fn a_loss_in_training_is_pushed_to_the_others_at_once() {
-    for (checkpoint, exit_code) in [(None, exit::FAILED), (Some(1), exit::RETRY)] {
-        let mut run = Run::training(settings(3));
-        run.commit(1);
-        if let Some(step) = checkpoint {
-            run.feed(Event::CheckpointSaved { step });
-        }
-        run.feed(Event::Disconnected { worker: 2 });
-        let aborted: Vec<_> = run
-            .sent()
-            .into_iter()
-            .filter_map(|(worker, m)| matches!(m, Message::AbortGeneration(_)).then_some(worker))
-            .collect();
-        assert_eq!(aborted, [1, 3]);
-        assert_eq!(
-            (run.outcome().exit_code, run.outcome().failure.as_ref().unwrap().code),
-            (exit_code, ErrorCode::WorkerLost)
-        );
-        let goodbyes = run
-            .sent()
-            .into_iter()
-            .filter(|(_, m)| matches!(m, Message::Goodbye(g) if g.exit_code == u32::from(exit_code)));
-        assert_eq!(goodbyes.count(), 2);
-    }
+    assert_eq!(Run::new(settings(1)).state.seat(1, None).unwrap_err().code, ErrorCode::UnknownWorker);
 }
 
 #[test]
@@ -286,8 +256,12 @@ fn a_worker_that_reports_its_generation_broken_ends_it() {
     run.feed(Event::GenerationFailed { worker: 1, generation: Generation::new(0, 1), reason: "old".into() });
     assert_eq!(*run.state.phase(), Phase::Training);
     run.feed(Event::GenerationFailed { worker: 1, generation, reason: "a frame was malformed".into() });
-    assert_eq!(run.outcome().failure.as_ref().unwrap().code, ErrorCode::CollectiveFailed);
-    assert!(run.outcome().reason.contains("a frame was malformed"));
+    let aborted = |(worker, message)| match message {
+        Message::AbortGeneration(abort) => Some((worker, abort.reason.contains("a frame was malformed"))),
+        _ => None,
+    };
+    let aborted: Vec<_> = run.sent().into_iter().filter_map(aborted).collect();
+    assert_eq!((aborted, run.state.phase()), (vec![(1, true), (2, true)], &Phase::Gathering));
 }
 
 #[test]
@@ -301,12 +275,13 @@ fn silence_costs_the_lease() {
     run.now = 100;
     run.feed(Event::Tick);
     assert_eq!(dismissal(&run).0, 2);
-    assert!(run.outcome().reason.contains("worker 2 (w1) was silent for 100 ms"), "{}", run.outcome().reason);
+    assert!(dismissal(&run).1.message.contains("worker 2 (w1) was silent for 100 ms"), "{}", dismissal(&run).1);
 }
 
-/// Ticks every 10 ms up to `until`, with a heartbeat of every worker each time.
+/// Ticks every 10 ms up to `until` or another phase, with a heartbeat of every worker each time.
 fn beat(run: &mut Run, until: u64, beats: &[(WorkerId, u64, v1::Phase)]) {
-    while run.now < until && !matches!(run.state.phase(), Phase::Over(_)) {
+    let phase = run.state.phase().clone();
+    while run.now < until && *run.state.phase() == phase {
         run.now += 10;
         for (worker, progress, phase) in beats {
             run.feed(Event::Heartbeat { worker: *worker, heartbeat: heartbeat(*progress, *phase) });
@@ -321,7 +296,8 @@ fn standing_still_while_computing_is_hanging() {
     beat(&mut run, 290, &[(1, 5, v1::Phase::Compute), (2, 5, v1::Phase::Reduce)]);
     assert_eq!(*run.state.phase(), Phase::Training);
     beat(&mut run, 400, &[(1, 5, v1::Phase::Compute), (2, 5, v1::Phase::Reduce)]);
-    assert!(run.outcome().reason.contains("computation of worker 1 (w0) stood still"), "{}", run.outcome().reason);
+    let (worker, failure) = dismissal(&run);
+    assert!(worker == 1 && failure.message.contains("computation of worker 1 (w0) stood still"), "{failure}");
 }
 
 #[test]
@@ -338,7 +314,11 @@ fn waiting_in_a_collective_for_a_slow_rank_is_not_hanging() {
 fn a_collective_in_which_nobody_moves_is_stuck() {
     let mut run = Run::training(settings(2));
     beat(&mut run, 400, &[(1, 5, v1::Phase::Reduce), (2, 5, v1::Phase::Reduce)]);
-    assert!(run.outcome().reason.contains("in a collective in which nobody moved"), "{}", run.outcome().reason);
+    let aborted = |(_, message): &(WorkerId, Message)| match message {
+        Message::AbortGeneration(abort) => abort.reason.contains("in a collective in which nobody moved"),
+        _ => false,
+    };
+    assert_eq!(run.sent().iter().filter(|sent| aborted(sent)).count(), 2, "nobody knows whose fault it is");
 }
 
 #[test]
@@ -392,25 +372,28 @@ fn evaluation_follows_training_and_survives_the_loss_of_a_worker() {
     assert!(run.last.contains(&Effect::Requeue { worker: 1 }));
     assert_eq!(*run.state.phase(), Phase::Evaluating);
     let generation = Some(run.generation());
-    assert_eq!(run.state.rank_in(2, generation), Ok((1, 2)));
+    assert_eq!(run.state.seat(2, generation).map(|seat| (seat.rank, seat.world_size)), Ok((1, 2)));
     run.feed(Event::EvaluationFinished);
     assert_eq!(run.outcome().exit_code, exit::DONE);
 }
 
 #[test]
-fn when_nobody_is_left_to_evaluate_the_run_can_be_resumed() {
+fn when_nobody_is_left_to_evaluate_others_do() {
     let mut run = Run::training(Settings { total_steps: 1, evaluate: true, ..settings(1) });
     run.commit(1);
     run.feed(Event::CheckpointSaved { step: 1 });
     run.feed(Event::Disconnected { worker: 1 });
-    assert_eq!(run.outcome().exit_code, exit::RETRY);
-    let mut resumed =
-        Run::new(Settings { epoch: 2, total_steps: 1, evaluate: true, start: Start::Checkpoint(1), ..settings(1) });
-    let a = resumed.join("a");
-    resumed.ready(a);
-    assert_eq!(*resumed.state.phase(), Phase::Evaluating);
-    let kinds: Vec<_> = resumed.sent().into_iter().map(|(_, m)| matches!(m, Message::Evaluate(_))).collect();
-    assert_eq!(kinds, [false, true], "the generation is announced before its evaluation");
+    assert!(run.last.contains(&Effect::Requeue { worker: 1 }));
+    let evaluates = |run: &mut Run| {
+        let worker = run.join("a");
+        run.ready(worker);
+        assert_eq!(*run.state.phase(), Phase::Evaluating);
+        let kinds: Vec<_> = run.sent().into_iter().map(|(_, m)| matches!(m, Message::Evaluate(_))).collect();
+        assert_eq!(kinds, [false, true], "the generation is announced before its evaluation");
+    };
+    evaluates(&mut run);
+    let resumed = Settings { epoch: 2, total_steps: 1, evaluate: true, head: 1, checkpoint: Some(1), ..settings(1) };
+    evaluates(&mut Run::new(resumed));
 }
 
 #[test]

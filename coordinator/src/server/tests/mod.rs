@@ -38,6 +38,8 @@ pub(super) fn run_file(directory: &Path, change: impl FnOnce(&mut RunFile)) -> A
     run.cluster.workers = 1;
     run.cluster.bind = "127.0.0.1:0".into();
     run.checkpoint.every = 2;
+    // These workers send no heartbeats.
+    run.cluster.lease_ms = 50_000;
     change(&mut run);
     Arc::new(Resolved { run, origins: Default::default(), path: "run.toml".into() })
 }
@@ -53,7 +55,6 @@ pub(super) fn options(resolved: Arc<Resolved>) -> StartOptions {
         },
         data: RunData { samples: (0..SAMPLES).map(sequence).collect(), sha256: "data".into(), ..RunData::default() },
         binary_sha256: "binary".into(),
-        supervised: false,
     }
 }
 

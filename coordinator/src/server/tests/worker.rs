@@ -5,9 +5,9 @@ use ballast_basemodel::Projection;
 use ballast_proto::{
     Failure,
     v1::{
-        CoordinatorMessage, DownloadRequest, GenerateResult, Generation, GenerationFormed, Goodbye, Hello, JoinRequest,
-        NextTaskRequest, NumericsFingerprint, Ready, RunSpec, ScoreResult, ShardRequest, StateFile, StateHeader,
-        StateSource, StepReport, StepShard, TaskResult, UploadRequest, WorkerMessage,
+        CoordinatorMessage, DownloadRequest, GenerateResult, Generation, GenerationFormed, Goodbye, HeldState, Hello,
+        JoinRequest, NextTaskRequest, NumericsFingerprint, Ready, RunSpec, ScoreResult, ShardRequest, StateFile,
+        StateHeader, StateSource, StepReport, StepShard, TaskResult, UploadRequest, WorkerMessage,
         checkpoint_client::CheckpointClient, coordinator_message::Message, data_client::DataClient, download_response,
         evaluation_client::EvaluationClient, membership_client::MembershipClient, next_task_response::Task,
         task_result, upload_request, worker_message,
@@ -62,6 +62,15 @@ pub(crate) fn join_request(name: &str) -> JoinRequest {
     }
 }
 
+fn fingerprint(arithmetic: &str) -> NumericsFingerprint {
+    NumericsFingerprint {
+        binary_sha256: "binary".into(),
+        backend: "cpu".into(),
+        arithmetic: arithmetic.into(),
+        weights_sha256: "model".into(),
+    }
+}
+
 impl FakeWorker {
     /// Joins and opens the session.
     pub(crate) async fn join(address: SocketAddr, name: &str) -> Result<Self, Failure> {
@@ -90,19 +99,31 @@ impl FakeWorker {
     }
 
     pub(crate) async fn ready_with(&self, arithmetic: &str) {
-        let fingerprint = NumericsFingerprint {
-            binary_sha256: "binary".into(),
-            backend: "cpu".into(),
-            arithmetic: arithmetic.into(),
-            weights_sha256: "model".into(),
-        };
-        let ready = Ready { fingerprint: Some(fingerprint), applied_step: 0, has_state: false };
+        let ready = Ready { fingerprint: Some(fingerprint(arithmetic)), held: None, left: None };
+        self.send(worker_message::Message::Ready(ready)).await;
+    }
+
+    /// Comes back from a generation in which it has applied nothing.
+    pub(crate) async fn back_from_start(&self, left: Option<Generation>) {
+        let ready = Ready { fingerprint: Some(fingerprint("none")), held: None, left };
+        self.send(worker_message::Message::Ready(ready)).await;
+    }
+
+    /// Comes back from a generation with the state after a step, or from another coordinator.
+    pub(crate) async fn back(&self, left: Option<Generation>, report: StepReport) {
+        let held = HeldState { step: report.step, state_sha256: report.state_sha256.clone(), report: Some(report) };
+        let ready = Ready { fingerprint: Some(fingerprint("none")), held: Some(held), left };
         self.send(worker_message::Message::Ready(ready)).await;
     }
 
     /// Reports ready and waits for the generation.
     pub(crate) async fn formed(&mut self) -> Result<GenerationFormed, Failure> {
         self.ready().await;
+        self.enters().await
+    }
+
+    /// Waits for the next generation.
+    pub(crate) async fn enters(&mut self) -> Result<GenerationFormed, Failure> {
         match self.next().await? {
             Some(Message::GenerationFormed(formed)) => Ok(formed),
             other => panic!("expected a generation, got {other:?}"),
@@ -157,8 +178,9 @@ impl FakeWorker {
         &self,
         generation: Option<Generation>,
         step: u64,
+        source: StateSource,
     ) -> Result<(StateHeader, Vec<u8>), Failure> {
-        let request = DownloadRequest { worker_id: self.id, generation, step };
+        let request = DownloadRequest { worker_id: self.id, generation, step, source: source.into() };
         let mut stream = CheckpointClient::new(self.channel.clone()).download(request).await?.into_inner();
         let mut header = None;
         let mut bytes = Vec::new();
@@ -173,8 +195,12 @@ impl FakeWorker {
 
     /// Trains every shard of a generation until the stream ends.
     pub(crate) async fn train(&mut self, formed: &GenerationFormed) -> Result<(), Failure> {
-        if formed.state_source() == StateSource::Checkpoint {
-            let (header, bytes) = self.download(formed.generation, formed.start_step).await?;
+        let source = formed.state_source();
+        if formed.hand_over {
+            self.upload(self.header(formed.generation, formed.start_step), &files(formed.start_step)).await?;
+        }
+        if matches!(source, StateSource::Checkpoint | StateSource::Peer) {
+            let (header, bytes) = self.download(formed.generation, formed.start_step, source).await?;
             assert_eq!(header.state_sha256, state(formed.start_step));
             assert_eq!(bytes, files(formed.start_step).map(|(_, bytes)| bytes).concat());
         }

@@ -82,8 +82,11 @@ pub(super) fn secret() -> CommunicatorSecret {
 
 /// Files of an [`Adder`] as a download.
 pub(super) fn download_of(total: i64, step: u64) -> Vec<DownloadResponse> {
-    let state =
-        ExportedState { step, state_sha256: [0; 32], files: vec![("total".into(), total.to_le_bytes().into())] };
+    let state = ExportedState {
+        step,
+        state_sha256: [step as u8; 32],
+        files: vec![("total".into(), total.to_le_bytes().into())],
+    };
     let (header, pieces) = disassemble(7, G2, state);
     std::iter::once(download_response::Message::Header(header))
         .chain(pieces.map(download_response::Message::Chunk))
@@ -110,6 +113,10 @@ impl Engine for Adder {
         assert_eq!(name, "total");
         (self.step, self.total) = (step, i64::from_le_bytes(data[..].try_into().unwrap()));
         Ok(())
+    }
+
+    fn state_sha256(&self) -> Result<[u8; 32], WorkerError> {
+        Ok([self.step as u8; 32])
     }
 
     fn export_state(&self) -> Result<ExportedState, WorkerError> {

@@ -1,7 +1,7 @@
 //! How a worker ends: what of it is waited for, and with which code.
 
 use super::adder::Adder;
-use super::fake::{Fake, G1, in_time, never};
+use super::fake::{Fake, G1, in_time, never, signals};
 use super::{error, goodbye, outcome};
 use crate::WorkerError;
 use crate::session::engine::Engine;
@@ -12,7 +12,7 @@ use ballast_proto::v1::worker_message::Message;
 use ballast_proto::{Coded, ErrorCode};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 #[tokio::test]
 async fn a_failing_device_ends_the_worker_with_the_retriable_code() {
@@ -55,19 +55,20 @@ async fn a_peaceful_end_waits_until_the_engine_has_parted_and_is_gone() {
 }
 
 #[tokio::test]
-async fn a_signal_does_not_wait_for_a_step_that_nobody_wants() {
+async fn a_second_signal_does_not_wait_for_a_step_that_nobody_wants() {
     let mut fake = Fake::start().await;
     let (open, gate) = std::sync::mpsc::channel();
     let (begin, mut begun) = mpsc::unbounded_channel();
-    let (send, received) = oneshot::channel();
+    let (send, terminated) = signals();
     let load: Loader = Box::new(move |_, progress| {
         Ok(Box::new(Adder::gated(gate).announcing(begin).telling(progress)) as Box<dyn Engine>)
     });
-    let worker = fake.worker_with(load, async { received.await.unwrap() });
+    let worker = fake.worker_with(load, terminated);
     fake.hears_ready().await;
     fake.form(G1, StateSource::Seed, 0, &[], 0);
     fake.shard(G1, 1, false, true);
     assert_eq!(in_time("step 1 to begin", begun.recv()).await, Some(1));
+    send.send("SIGTERM").unwrap();
     send.send("SIGTERM").unwrap();
     // Half of what a parting engine is given.
     let ended = tokio::time::timeout(Duration::from_secs(10), outcome(worker)).await;

@@ -7,12 +7,13 @@ use super::adder::Adder;
 use crate::WorkerError;
 use ballast_proto::v1::{
     BaseModel, CoordinatorMessage, DownloadRequest, DownloadResponse, Generation, GenerationFormed, Heartbeat,
-    JoinRequest, JoinResponse, NextTaskRequest, NextTaskResponse, ReportTaskResponse, RunSpec, ShardRequest,
+    HeldState, JoinRequest, JoinResponse, NextTaskRequest, NextTaskResponse, ReportTaskResponse, RunSpec, ShardRequest,
     StateHeader, StateSource, StepShard, TaskResult, Timeouts, Transport, UploadRequest, UploadResponse, WorkerMessage,
     checkpoint_server, coordinator_message, data_server, evaluation_server, membership_server,
     next_task_response::Task, upload_request, worker_message,
 };
 use ballast_proto::{ErrorCode, Failure};
+use futures::Stream;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::{Arc, Mutex};
@@ -31,7 +32,7 @@ pub(super) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
-type Stream<T> = UnboundedReceiverStream<Result<T, Status>>;
+type Answers<T> = UnboundedReceiverStream<Result<T, Status>>;
 
 /// The test's side of the coordinator.
 pub(super) struct Fake {
@@ -53,10 +54,12 @@ pub(super) struct Shared {
     pub(super) hold_uploads: bool,
     /// As the run has it.
     pub(super) collective_ms: u64,
+    /// How long the worker may try to join again.
+    pub(super) rejoin_ms: u64,
     /// Whether the worker has closed its side of the session.
     pub(super) closed: Notify,
     ring_address: Mutex<String>,
-    session: Pipe<CoordinatorMessage>,
+    session: Mutex<Arc<Pipe<CoordinatorMessage>>>,
     shards: Mutex<Option<Pipe<StepShard>>>,
     heard: mpsc::UnboundedSender<WorkerMessage>,
     uploads: mpsc::UnboundedSender<Uploaded>,
@@ -68,6 +71,12 @@ pub(super) type Uploaded = (StateHeader, Vec<u8>);
 struct Pipe<T> {
     sender: Mutex<Option<mpsc::UnboundedSender<Result<T, Status>>>>,
     receiver: Mutex<Option<mpsc::UnboundedReceiver<Result<T, Status>>>>,
+}
+
+impl Shared {
+    fn session(&self) -> Arc<Pipe<CoordinatorMessage>> {
+        Arc::clone(&self.session.lock().unwrap())
+    }
 }
 
 impl<T> Pipe<T> {
@@ -84,7 +93,7 @@ impl<T> Pipe<T> {
         self.sender.lock().unwrap().take();
     }
 
-    fn stream(&self) -> Stream<T> {
+    fn stream(&self) -> Answers<T> {
         UnboundedReceiverStream::new(self.receiver.lock().unwrap().take().expect("one stream"))
     }
 }
@@ -105,9 +114,10 @@ impl Fake {
             release_uploads: Notify::new(),
             hold_uploads: false,
             collective_ms: 60_000,
+            rejoin_ms: 0,
             closed: Notify::new(),
             ring_address: Mutex::default(),
-            session: Pipe::new(),
+            session: Mutex::new(Arc::new(Pipe::new())),
             shards: Mutex::new(Some(Pipe::new())),
             heard: heard_sender,
             uploads: uploads_sender,
@@ -128,11 +138,11 @@ impl Fake {
         Self { url, shared, heard, uploads, results, server }
     }
 
-    /// Starts a worker with an adding engine; it leaves when `terminated` resolves.
+    /// Starts a worker with an adding engine; it is asked to stop whenever `terminated` yields.
     pub(super) fn worker(
         &self,
         engine: Adder,
-        terminated: impl Future<Output = &'static str> + Send + 'static,
+        terminated: impl Stream<Item = &'static str> + Send + 'static,
     ) -> JoinHandle<Result<u8, Failure>> {
         self.worker_with(Box::new(|_, _| Ok(Box::new(engine) as Box<dyn Engine>)), terminated)
     }
@@ -140,18 +150,24 @@ impl Fake {
     pub(super) fn worker_with(
         &self,
         load: Loader,
-        terminated: impl Future<Output = &'static str> + Send + 'static,
+        terminated: impl Stream<Item = &'static str> + Send + 'static,
     ) -> JoinHandle<Result<u8, Failure>> {
-        let options = WorkerOptions { coordinator: self.url.clone(), ..WorkerOptions::default() };
+        let rejoin_timeout = Duration::from_millis(self.shared.rejoin_ms);
+        let options = WorkerOptions { coordinator: self.url.clone(), rejoin_timeout, ..WorkerOptions::default() };
         tokio::spawn(work(options, load, terminated))
     }
 
     pub(super) fn say(&self, message: coordinator_message::Message) {
-        self.shared.session.send(Ok(CoordinatorMessage { message: Some(message) }));
+        self.shared.session().send(Ok(CoordinatorMessage { message: Some(message) }));
+    }
+
+    /// The next join is refused.
+    pub(super) fn refuse(&self, refusal: Failure) {
+        *self.shared.refusal.lock().unwrap() = Some(refusal);
     }
 
     pub(super) fn dismiss(&self, failure: Failure) {
-        self.shared.session.send(Err(failure.into()));
+        self.shared.session().send(Err(failure.into()));
     }
 
     pub(super) fn form(
@@ -167,6 +183,14 @@ impl Fake {
         self.say(coordinator_message::Message::GenerationFormed(formed));
     }
 
+    /// Forms a generation of one, from whose state others would start.
+    pub(super) fn form_handing_over(&self, generation: Generation, start_step: u64) {
+        let ring_addresses = vec!["127.0.0.1:1".to_owned()];
+        let memory = formed(generation, StateSource::Memory);
+        let formed = GenerationFormed { ring_addresses, start_step, hand_over: true, ..memory };
+        self.say(coordinator_message::Message::GenerationFormed(formed));
+    }
+
     /// Forms a generation of two that starts from the seed and meets over NCCL.
     pub(super) fn form_over_nccl(&self, generation: Generation, rank: u32) {
         let ring_addresses = vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
@@ -179,6 +203,23 @@ impl Fake {
     pub(super) fn shard(&self, generation: Generation, step: u64, checkpoint_after: bool, last: bool) {
         let shard = StepShard { generation: Some(generation), step, checkpoint_after, last, ..StepShard::default() };
         self.shared.shards.lock().unwrap().as_ref().unwrap().send(Ok(shard));
+    }
+
+    /// The session breaks; the next one is another.
+    pub(super) fn new_session(&self) {
+        let broken = std::mem::replace(&mut *self.shared.session.lock().unwrap(), Arc::new(Pipe::new()));
+        broken.close();
+    }
+
+    /// Hears that the worker has come back from a generation, with the state of a step.
+    pub(super) async fn hears_back(&mut self, generation: Generation) -> Option<HeldState> {
+        match self.hears().await {
+            worker_message::Message::Ready(ready) => {
+                assert_eq!(ready.left, Some(generation));
+                ready.held
+            }
+            other => panic!("expected it to come back, heard {other:?}"),
+        }
     }
 
     /// A new generation gets a new stream of shards.
@@ -223,7 +264,9 @@ impl Fake {
     /// Hears hello and ready.
     pub(super) async fn hears_ready(&mut self) {
         assert!(matches!(self.hears().await, worker_message::Message::Hello(hello) if hello.worker_id == 7));
-        assert!(matches!(self.hears().await, worker_message::Message::Ready(ready) if !ready.has_state));
+        assert!(
+            matches!(self.hears().await, worker_message::Message::Ready(ready) if ready.held.is_none() && ready.left.is_none())
+        );
     }
 
     pub(super) async fn hears_step(&mut self) -> (u64, f64) {
@@ -258,7 +301,7 @@ impl Fake {
     /// The coordinator's process ends: every connection breaks.
     pub(super) fn vanish(self) {
         self.server.abort();
-        self.shared.session.close();
+        self.shared.session().close();
     }
 }
 
@@ -267,7 +310,7 @@ struct Services(Arc<Shared>);
 
 #[tonic::async_trait]
 impl membership_server::Membership for Services {
-    type SessionStream = Stream<CoordinatorMessage>;
+    type SessionStream = Answers<CoordinatorMessage>;
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         *self.0.ring_address.lock().unwrap() = request.into_inner().ring_address;
@@ -282,21 +325,23 @@ impl membership_server::Membership for Services {
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (mut inbound, shared) = (request.into_inner(), Arc::clone(&self.0));
+        let session = shared.session();
+        let answers = session.stream();
         tokio::spawn(async move {
             while let Ok(Some(message)) = inbound.message().await {
                 let _ = shared.heard.send(message);
             }
             // The worker said its last word: so does the coordinator.
-            shared.session.close();
+            session.close();
             shared.closed.notify_one();
         });
-        Ok(Response::new(self.0.session.stream()))
+        Ok(Response::new(answers))
     }
 }
 
 #[tonic::async_trait]
 impl data_server::Data for Services {
-    type StreamShardsStream = Stream<StepShard>;
+    type StreamShardsStream = Answers<StepShard>;
 
     async fn stream_shards(&self, _: Request<ShardRequest>) -> Result<Response<Self::StreamShardsStream>, Status> {
         Ok(Response::new(self.0.shards.lock().unwrap().as_ref().unwrap().stream()))
@@ -305,7 +350,7 @@ impl data_server::Data for Services {
 
 #[tonic::async_trait]
 impl checkpoint_server::Checkpoint for Services {
-    type DownloadStream = Stream<DownloadResponse>;
+    type DownloadStream = Answers<DownloadResponse>;
 
     async fn upload(&self, request: Request<Streaming<UploadRequest>>) -> Result<Response<UploadResponse>, Status> {
         let mut stream = request.into_inner();
@@ -371,6 +416,12 @@ pub(super) fn wrong_model() -> WorkerError {
 }
 
 /// Never asked to stop.
-pub(super) fn never() -> impl Future<Output = &'static str> + Send + 'static {
-    std::future::pending()
+pub(super) fn never() -> impl Stream<Item = &'static str> + Send + 'static {
+    futures::stream::pending()
+}
+
+/// Asked to stop with each word that is sent.
+pub(super) fn signals() -> (mpsc::UnboundedSender<&'static str>, impl Stream<Item = &'static str> + Send + 'static) {
+    let (send, received) = mpsc::unbounded_channel();
+    (send, UnboundedReceiverStream::new(received))
 }

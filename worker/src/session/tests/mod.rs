@@ -15,10 +15,10 @@ use ballast_proto::v1::{
     AbortGeneration, EvaluatePhase, Generation, Goodbye, Phase, ScoreTask, StateSource, StopAfter, task_result,
 };
 use ballast_proto::{ErrorCode, Failure};
-use fake::{Fake, G1, G2, in_time, never, wrong_model};
+use fake::{Fake, G1, G2, in_time, never, signals, wrong_model};
 use std::net::TcpListener;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 fn goodbye(exit_code: u32) -> Order {
@@ -150,13 +150,72 @@ async fn a_vanished_coordinator_ends_the_worker_with_the_retriable_code() {
 #[tokio::test]
 async fn a_signal_is_announced_and_ends_the_worker_with_the_retriable_code() {
     let mut fake = Fake::start().await;
-    let (send, received) = oneshot::channel();
-    let worker = fake.worker(Adder::default(), async { received.await.unwrap() });
+    let (send, terminated) = signals();
+    let worker = fake.worker(Adder::default(), terminated);
     fake.hears_ready().await;
     send.send("SIGTERM").unwrap();
-    let Message::Leaving(leaving) = fake.hears().await else { panic!("expected to hear it leave") };
-    assert_eq!((leaving.error_code.as_str(), leaving.reason.as_str()), ("", "the worker received SIGTERM"));
+    let Message::Draining(draining) = fake.hears().await else { panic!("expected to hear that it wants to leave") };
+    assert_eq!(draining.reason, "the worker received SIGTERM");
+    // It goes on until it is told that it can be spared.
+    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.shard(G1, 1, false, false);
+    assert_eq!(fake.hears_step().await.0, 1);
+    fake.say(goodbye(75));
     assert_eq!(outcome(worker).await.unwrap(), 75);
+}
+
+/// A session breaks in the midst of a generation; the next one begins with what was trained.
+#[tokio::test]
+async fn a_worker_that_loses_its_coordinator_joins_again_and_keeps_its_state() {
+    let mut fake = Fake::with(|shared| shared.rejoin_ms = 60_000).await;
+    let worker = fake.worker(Adder::default(), never());
+    fake.hears_ready().await;
+    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.shard(G1, 1, false, false);
+    assert_eq!(fake.hears_step().await, (1, 1.0));
+    fake.new_shards();
+    fake.new_session();
+    assert!(matches!(fake.hears().await, Message::Hello(_)));
+    let Message::Ready(ready) = fake.hears().await else { panic!("expected it to be ready") };
+    let held = ready.held.unwrap();
+    assert_eq!((ready.left, held.step, held.state_sha256.to_vec()), (None, 1, vec![1; 32]));
+    assert!(held.report.is_some_and(|report| report.generation == Some(G1) && report.step == 1));
+    fake.form_handing_over(G2, 1);
+    assert_eq!(fake.uploaded().await.0.step, 1);
+    fake.shard(G2, 2, false, true);
+    assert_eq!(fake.hears_step().await, (2, 3.0));
+    fake.say(goodbye(0));
+    assert_eq!(outcome(worker).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_refusal_to_let_a_worker_in_again_is_final() {
+    let mut fake = Fake::with(|shared| shared.rejoin_ms = 60_000).await;
+    let worker = fake.worker(Adder::default(), never());
+    fake.hears_ready().await;
+    fake.refuse(Failure::new(ErrorCode::RunFull, "the run already has its 1 workers"));
+    fake.new_session();
+    assert_eq!(error(worker).await.code, ErrorCode::RunFull);
+}
+
+#[tokio::test]
+async fn after_a_generation_the_worker_says_what_it_holds() {
+    let mut fake = Fake::start().await;
+    let worker = fake.worker(Adder::default(), never());
+    fake.hears_ready().await;
+    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.shard(G1, 1, false, false);
+    fake.shard(G1, 2, false, true);
+    fake.hears_step().await;
+    fake.hears_step().await;
+    let held = fake.hears_back(G1).await.unwrap();
+    assert_eq!((held.step, held.state_sha256.to_vec()), (2, vec![2; 32]));
+    fake.new_shards();
+    fake.form(G2, StateSource::Seed, 0, &[], 0);
+    fake.say(abort(G2));
+    assert_eq!(fake.hears_back(G2).await, None);
+    fake.say(goodbye(0));
+    assert_eq!(outcome(worker).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -248,6 +307,7 @@ async fn an_abort_ends_a_step_at_once_and_the_next_generation_starts_from_a_chec
     fake.shard(G1, 1, false, false);
     assert_eq!(in_time("step 1 to begin", begun.recv()).await, Some(1));
     fake.say(abort(G1));
+    assert_eq!(fake.hears_back(G1).await, None);
     fake.new_shards();
     fake.form(G2, StateSource::Checkpoint, 8, &[], 0);
     fake.shard(G2, 9, true, true);

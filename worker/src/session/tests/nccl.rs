@@ -43,6 +43,7 @@ async fn rank_0_makes_the_secret_once_and_trains() {
     assert_eq!(CommunicatorSecret::from(id), secret());
     assert_eq!(fake.hears_step().await, (1, 1.0));
     assert_eq!(fake.hears_step().await, (2, 3.0));
+    assert_eq!(fake.hears_back(G1).await.unwrap().step, 2);
     fake.say(goodbye(0));
     assert_eq!(outcome(worker).await.unwrap(), 0);
     fake.heard_all();
@@ -62,6 +63,7 @@ async fn rank_1_waits_for_the_secret_and_trains() {
     }
     pass_on(&fake, secret(), G1);
     assert_eq!(fake.hears_step().await, (1, 1.0));
+    assert_eq!(fake.hears_back(G1).await.unwrap().step, 1);
     fake.say(goodbye(0));
     assert_eq!(outcome(worker).await.unwrap(), 0);
     fake.heard_all();
@@ -74,6 +76,7 @@ async fn an_abort_ends_the_wait_and_a_secret_that_comes_later_is_ignored() {
     fake.hears_ready().await;
     waiting_for_the_secret(&mut fake, G1).await;
     fake.say(abort(G1));
+    assert_eq!(fake.hears_back(G1).await, None);
     fake.new_shards();
     let late = || CommunicatorSecret::from(Bytes::from_static(b"late"));
     pass_on(&fake, late(), G1);
@@ -82,6 +85,7 @@ async fn an_abort_ends_the_wait_and_a_secret_that_comes_later_is_ignored() {
     pass_on(&fake, secret(), G2);
     fake.shard(G2, 1, false, true);
     assert_eq!(fake.hears_step().await, (1, 1.0));
+    assert_eq!(fake.hears_back(G2).await.unwrap().step, 1);
     fake.say(goodbye(0));
     assert_eq!(outcome(worker).await.unwrap(), 0);
     fake.heard_all();
@@ -117,6 +121,7 @@ async fn a_secret_that_does_not_come_in_time_breaks_the_generation() {
     assert_eq!(failed.generation, Some(G1));
     assert_eq!(failed.reason, "rank 0 (127.0.0.1:1) sent no communicator id within 50 ms");
     fake.say(abort(G1));
+    assert_eq!(fake.hears_back(G1).await, None);
     fake.new_shards();
     fake.form_over_nccl(G2, 0);
     fake.shard(G2, 1, false, true);
