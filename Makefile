@@ -23,7 +23,7 @@ BUNDLE ?=
 TEST_GPU ?=
 OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
 
-.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories
+.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
@@ -35,6 +35,8 @@ help:
 	@echo 'make mutants        seeded faults in the CUDA backend, and which test catches each'
 	@echo 'make traffic        global memory that each CUDA kernel moves, beside the least it could (emulated); with'
 	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
+	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
+	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -87,7 +89,7 @@ softgpu: cuda
 # perturbations is skipped elsewhere.
 # The whole workspace, though few of its tests run: for a part of it cargo would resolve other features of the dependencies
 # and compile them once more.
-CUDA_FEATURES := --workspace --features ballast-cli/cuda,ballast-e2e/cuda,ballast-kernels/reference
+CUDA_FEATURES := --workspace --features ballast-cli/cuda,ballast-cli/fault-points,ballast-e2e/cuda,ballast-kernels/reference
 CUDA_TEST := $(CARGO) test --locked $(CUDA_FEATURES)
 ON_DEVICE := --config 'target."cfg(all())".runner = ["env", "LD_LIBRARY_PATH=$(CUDA_LIB)", \
 	"SOFTGPU_LIB=$(CUDA_LIB)", "BALLAST_TEST_DEVICE=$(if $(SOFTGPU_LIB),foreign,ours)"]'

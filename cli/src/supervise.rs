@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
@@ -18,10 +18,26 @@ const TAIL_LINES: usize = 8;
 /// Bytes of the log that they are looked for in.
 const TAIL_BYTES: u64 = 16 << 10;
 
+/// A process that ends sooner after its start than this was of no use.
+const SHORT_LIFE: Duration = Duration::from_secs(30);
+/// Processes of one worker that may be of no use in succession.
+const MOST_SHORT_LIVES: u32 = 3;
+
 /// The worker processes of `ballast train`. Dropping it kills whatever still runs.
 #[derive(Debug)]
 pub(crate) struct LocalWorkers {
     running: JoinSet<Ended>,
+    workers: Vec<LocalWorker>,
+}
+
+/// One of them, whichever process it is.
+#[derive(Debug)]
+struct LocalWorker {
+    command: Command,
+    log: PathBuf,
+    started: Instant,
+    /// Processes in succession that were of no use.
+    short_lives: u32,
 }
 
 /// A worker process that has ended.
@@ -34,48 +50,70 @@ pub(crate) struct Ended {
     log_start: u64,
 }
 
+/// What becomes of a worker whose process has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// It was done.
+    Gone,
+    /// Another process has taken its place; why, in a sentence.
+    Replaced(String),
+    /// Another process would end like it.
+    Failed(Failure),
+}
+
 impl LocalWorkers {
     /// No workers: they are started elsewhere.
     pub(crate) fn none() -> Self {
-        Self { running: JoinSet::new() }
+        Self { running: JoinSet::new(), workers: Vec::new() }
     }
 
     /// Starts the workers of the coordinator at `address`, logging into `logs`. They share the cores of this machine when
     /// the run does not say how many threads each has; on CUDA each has a device of its own.
     pub(crate) fn spawn(cluster: &Cluster, address: SocketAddr, logs: &Path) -> Result<Self, Failure> {
-        let count = cluster.workers as usize;
-        let failed = |what: &Path, error: io::Error| {
-            Failure::new(ErrorCode::StorageFailed, format!("{}: {error}", what.display()))
-        };
         let binary = std::env::current_exe()
             .map_err(|e| Failure::new(ErrorCode::Internal, format!("the path of this binary is not known: {e}")))?;
-        std::fs::create_dir_all(logs).map_err(|e| failed(logs, e))?;
-        let mut running = JoinSet::new();
-        for number in 0..count {
-            let path = logs.join(format!("worker-{number}.log"));
-            let log = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| failed(&path, e))?;
-            let log_start = log.metadata().map_err(|e| failed(&path, e))?.len();
-            let mut command = Command::new(&binary);
-            command.arg("worker").arg("--coordinator").arg(format!("http://{}", reachable(address)));
-            command.arg("--name").arg(format!("local-{number}"));
-            // Without this process there is no coordinator to join again.
-            command.args(["--rejoin-timeout", "0"]);
-            if cluster.device == Device::Cuda {
-                command.arg("--device").arg(format!("cuda:{number}"));
-                // They share this machine, so NCCL has no business beyond it.
-                command.env("NCCL_SOCKET_IFNAME", "lo");
-            }
-            if cluster.threads == 0 {
-                let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                command.arg("--threads").arg(share(cores, count, number).to_string());
-            }
-            // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
-            command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
-            command.stdout(log.try_clone().map_err(|e| failed(&path, e))?).stderr(log);
-            let mut child = command.spawn().map_err(|e| failed(&binary, e))?;
-            running.spawn(async move { Ended { number, status: child.wait().await, log: path, log_start } });
+        std::fs::create_dir_all(logs).map_err(|e| failed(logs, &e))?;
+        let worker = |number| LocalWorker {
+            command: command(&binary, cluster, address, number),
+            log: logs.join(format!("worker-{number}.log")),
+            started: Instant::now(),
+            short_lives: 0,
+        };
+        let count = cluster.workers as usize;
+        let mut all = Self { running: JoinSet::new(), workers: (0..count).map(worker).collect() };
+        (0..count).try_for_each(|number| all.start(number))?;
+        Ok(all)
+    }
+
+    /// Starts a process for a worker.
+    fn start(&mut self, number: usize) -> Result<(), Failure> {
+        let Some(worker) = self.workers.get_mut(number) else { return Ok(()) };
+        let path = worker.log.clone();
+        let log = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| failed(&path, &e))?;
+        let log_start = log.metadata().map_err(|e| failed(&path, &e))?.len();
+        worker.command.stdout(log.try_clone().map_err(|e| failed(&path, &e))?).stderr(log);
+        let mut child = worker.command.spawn().map_err(|e| failed(&path, &e))?;
+        worker.started = Instant::now();
+        self.running.spawn(async move { Ended { number, status: child.wait().await, log: path, log_start } });
+        Ok(())
+    }
+
+    /// Starts another process for a worker whose process was killed, or says that it is worth another start.
+    pub(crate) fn replace(&mut self, ended: &Ended) -> Next {
+        let failure = ended.failure();
+        let passing = ended.worth_another_start();
+        let (Some(worker), true) = (self.workers.get_mut(ended.number), passing) else {
+            return failure.map_or(Next::Gone, Next::Failed);
+        };
+        let short = worker.started.elapsed() < SHORT_LIFE;
+        worker.short_lives = if short { worker.short_lives + 1 } else { 0 };
+        let how = failure.map_or_else(|| format!("local worker {} left", ended.number), |failure| failure.message);
+        if worker.short_lives > MOST_SHORT_LIVES {
+            let message = format!("{} times in succession: {how}", worker.short_lives);
+            return Next::Failed(Failure::new(ErrorCode::WorkerLost, message));
         }
-        Ok(Self { running })
+        let how = how.lines().next().unwrap_or_default().to_owned();
+        self.start(ended.number).map_or_else(Next::Failed, |()| Next::Replaced(format!("started again: {how}")))
     }
 
     /// The next worker that ends; never, when none runs.
@@ -119,6 +157,12 @@ impl Ended {
         code == Some(exit_code.into()) && !tail.iter().any(|line| own_words(line).is_some())
     }
 
+    /// Whether another process may do better: this one was killed, or says that its failure was a passing one.
+    fn worth_another_start(&self) -> bool {
+        let retry = Some(exit::RETRY.into());
+        self.status.as_ref().is_ok_and(|status| status.signal().is_some() || status.code() == retry)
+    }
+
     /// Why this worker ended, if not in peace: in its own words if it left some.
     pub(crate) fn failure(&self) -> Option<Failure> {
         let how = match &self.status {
@@ -139,6 +183,31 @@ impl Ended {
         }
         Some(Failure::new(code, message))
     }
+}
+
+fn failed(what: &Path, error: &io::Error) -> Failure {
+    Failure::new(ErrorCode::StorageFailed, format!("{}: {error}", what.display()))
+}
+
+/// How a local worker is started.
+fn command(binary: &Path, cluster: &Cluster, address: SocketAddr, number: usize) -> Command {
+    let mut command = Command::new(binary);
+    command.arg("worker").arg("--coordinator").arg(format!("http://{}", reachable(address)));
+    command.arg("--name").arg(format!("local-{number}"));
+    // Without this process there is no coordinator to join again.
+    command.args(["--rejoin-timeout", "0"]);
+    if cluster.device == Device::Cuda {
+        command.arg("--device").arg(format!("cuda:{number}"));
+        // They share this machine, so NCCL has no business beyond it.
+        command.env("NCCL_SOCKET_IFNAME", "lo");
+    }
+    if cluster.threads == 0 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        command.arg("--threads").arg(share(cores, cluster.workers as usize, number).to_string());
+    }
+    // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
+    command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 /// Code and message of a line that a dying `ballast` wrote.

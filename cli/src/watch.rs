@@ -3,8 +3,8 @@
 use crate::failure;
 use crate::progress::Presenter;
 use crate::screen::Screen;
-use crate::supervise::{Ended, LocalWorkers};
-use ballast_coordinator::server::{Coordinator, RunOutcome};
+use crate::supervise::{Ended, LocalWorkers, Next};
+use ballast_coordinator::server::{Coordinator, RunEvent, RunOutcome};
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -37,10 +37,16 @@ pub(crate) async fn follow(
                 Err(RecvError::Closed) => listening = false,
             },
             ended = workers.next_ended() => {
-                if let Some(failure) = ended.failure() {
-                    stopper.fail(failure).await;
+                // Whoever leaves when the run is to end is not missed.
+                let next = if asked.is_none() { workers.replace(&ended) } else { Next::Gone };
+                match next {
+                    Next::Gone => dead.push(ended),
+                    Next::Replaced(message) => presenter.show(&RunEvent::Warning { message }, &progress.borrow()),
+                    Next::Failed(failure) => {
+                        stopper.fail(failure).await;
+                        dead.push(ended);
+                    }
                 }
-                dead.push(ended);
             }
             name = signals.next() => {
                 match asked {

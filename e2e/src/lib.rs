@@ -2,9 +2,10 @@
 //!
 //! [`golden`] reads a training run that PEFT made; [`parity`] trains the same and measures the distance. The other way
 //! round, [`planned`] tells a peer what a run file trains, and [`losses`] are what the two reach. The tests start real
-//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]).
+//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]); [`chaos`] strikes them.
 #![forbid(unsafe_code)]
 
+pub mod chaos;
 pub mod cluster;
 pub mod golden;
 pub mod losses;

@@ -97,6 +97,27 @@ impl Process {
         self.child.id()
     }
 
+    /// How it ended, if it has: the exit code, or 128 plus the signal that killed it.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn ended(&mut self) -> Result<Option<i32>> {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait()?;
+        }
+        Ok(self.ended.map(|status| status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(-1)))
+    }
+
+    /// Whether it is stopped, as by SIGSTOP.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn is_stopped(&self) -> Result<bool> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+        // The state follows the command, which stands in parentheses.
+        Ok(stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['T', 't'])))
+    }
+
     /// Waits for the first line, old or new, that `wanted` accepts.
     ///
     /// # Errors
@@ -219,6 +240,12 @@ fn until_within<T>(patience: Duration, what: &str, mut ask: impl FnMut() -> Resu
 }
 
 impl Printed {
+    /// Lines from the given one on.
+    #[must_use]
+    pub fn from(&self, line: usize) -> Vec<String> {
+        self.0.lock().lines.iter().skip(line).cloned().collect()
+    }
+
     /// All lines so far.
     #[must_use]
     pub fn so_far(&self) -> String {

@@ -6,6 +6,7 @@
 
 mod convert;
 mod error;
+pub mod fault;
 mod secret;
 
 pub use error::{Coded, ErrorCode, Failure, exit};

@@ -16,6 +16,7 @@ use crate::schedule::Schedule;
 use crate::state::TrainingState;
 use crate::sums::StepSums;
 use ballast_kernels::Backend;
+use ballast_proto::fault;
 use ballast_proto::v1::{MicroBatch, Phase, RunSpec, StepShard};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -112,7 +113,9 @@ impl<B: Backend> Trainer<B> {
 
         loop {
             progress.set_phase(Phase::Compute);
+            fault::point("compute", shard.step);
             let reductions = clock.compute(|| self.accumulate(shard, &micro_batches, &exponents, collective))?;
+            fault::point("reduce", shard.step);
             clock.reduce(|| reductions.wait())?;
             self.sums.read(&self.backend)?;
             match self.sums.flags().judge(&exponents) {
@@ -127,6 +130,7 @@ impl<B: Backend> Trainer<B> {
         }
 
         self.progress.set_phase(Phase::Apply);
+        fault::point("apply", shard.step);
         let applied = clock.compute(|| self.apply(shard, &exponents))?;
         Ok(StepOutcome {
             loss: applied.loss,

@@ -8,7 +8,7 @@ use super::{
     validate_adapter, validate_optimizer,
 };
 use crate::json;
-use ballast_proto::{ErrorCode, Failure, v1::Generation};
+use ballast_proto::{ErrorCode, Failure, fault, v1::Generation};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{cmp::Reverse, collections::BTreeMap};
@@ -110,8 +110,10 @@ pub fn save(store: &dyn Store, request: &SaveRequest<'_>) -> Result<String, Fail
     }
     for (name, bytes) in files {
         store.put(&format!("{directory}/{name}"), bytes)?;
+        fault::point("checkpoint", request.step);
     }
     store.create(&manifest_name, &manifest)?;
+    fault::point("manifest", request.step);
     store.put(LATEST, format!("{directory}\n").as_bytes())?;
     Ok(directory)
 }

@@ -9,7 +9,7 @@ use crate::{
     ledger::{Ledger, StepRecord},
     membership::Event,
 };
-use ballast_proto::{ErrorCode, Failure};
+use ballast_proto::{ErrorCode, Failure, fault};
 use std::{
     sync::{Arc, mpsc},
     thread::JoinHandle,
@@ -74,7 +74,9 @@ fn record(
         let event = match entry {
             Entry::Step(step, line) => {
                 let number = step.step;
+                fault::point("commit", number);
                 let written = ledger.commit(step).map_err(Failure::from).and_then(|()| metrics.append(&line));
+                fault::point("committed", number);
                 written.map(|()| Some(Event::Committed { step: number }))
             }
             Entry::Rewind { to } => {

@@ -11,7 +11,7 @@ use ballast_proto::v1::{
     Generation, GenerationFormed, HeldState, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
     next_task_response::Task, task_result,
 };
-use ballast_proto::{Coded, CommunicatorSecret, Failure};
+use ballast_proto::{Coded, CommunicatorSecret, Failure, fault};
 use bytes::Bytes;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -176,6 +176,7 @@ impl Computer {
                 return Err(aborted.into());
             }
             let outcome = kept.engine.step(&shard)?;
+            fault::point("report", shard.step);
             let report = report(training.generation, shard.step, &outcome);
             let state_sha256 = report.state_sha256.clone();
             kept.held = Some(HeldState { step: shard.step, state_sha256, report: Some(report.clone()) });

@@ -4,7 +4,7 @@ use super::compute::Snapshot;
 use super::connect::Coordinator;
 use super::transfer::disassemble;
 use ballast_proto::v1::{UploadRequest, upload_request::Message};
-use ballast_proto::{ErrorCode, Failure};
+use ballast_proto::{ErrorCode, Failure, fault};
 use tokio::sync::mpsc;
 
 /// Uploads snapshots in order until there are no more. One of a generation that is over is of no use to anyone.
@@ -15,6 +15,7 @@ pub(super) async fn upload_all(
 ) -> Result<(), Failure> {
     while let Some(snapshot) = snapshots.recv().await {
         let (generation, step) = (snapshot.generation, snapshot.state.step);
+        fault::point("upload", step);
         match upload(&coordinator, worker_id, snapshot).await {
             Ok(()) => tracing::debug!(%generation, step, "state uploaded"),
             Err(failure) if failure.code == ErrorCode::StaleGeneration => {
