@@ -112,6 +112,15 @@ else
 	$(TRAFFIC) --small > $(TARGET_DIR)/traffic-small.jsonl
 endif
 
+# Real processes, built with the points at which they can be struck.
+CHAOS_BUILD := $(CARGO) build --locked --workspace --features ballast-cli/fault-points
+CHAOS_ENV := BALLAST_E2E_BINARY=$(abspath $(TARGET_DIR))/debug/ballast
+SEED ?= 1
+FAULTS ?= 200
+chaos:
+	$(CHAOS_BUILD) --bin ballast --bin chaos
+	$(CHAOS_ENV) $(TARGET_DIR)/debug/chaos --seed $(SEED) --faults $(FAULTS)
+
 gpu-bundle: cuda
 	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)
 

@@ -48,6 +48,8 @@ pub(crate) struct Ended {
     log: PathBuf,
     /// Length of the log when the process was started.
     log_start: u64,
+    /// Processes of this worker, up to this one, that were of no use in succession.
+    short_lives: u32,
 }
 
 /// What becomes of a worker whose process has ended.
@@ -94,25 +96,26 @@ impl LocalWorkers {
         worker.command.stdout(log.try_clone().map_err(|e| failed(&path, &e))?).stderr(log);
         let mut child = worker.command.spawn().map_err(|e| failed(&path, &e))?;
         worker.started = Instant::now();
-        self.running.spawn(async move { Ended { number, status: child.wait().await, log: path, log_start } });
+        let wait = async move { Ended { number, status: child.wait().await, log: path, log_start, short_lives: 0 } };
+        self.running.spawn(wait);
         Ok(())
     }
 
     /// Starts another process for a worker whose process was killed, or says that it is worth another start.
-    pub(crate) fn replace(&mut self, ended: &Ended) -> Next {
-        let failure = ended.failure();
-        let passing = ended.worth_another_start();
-        let (Some(worker), true) = (self.workers.get_mut(ended.number), passing) else {
-            return failure.map_or(Next::Gone, Next::Failed);
+    pub(crate) fn replace(&mut self, ended: &mut Ended) -> Next {
+        let (Some(worker), true) = (self.workers.get_mut(ended.number), ended.worth_another_start()) else {
+            return ended.failure().map_or(Next::Gone, Next::Failed);
         };
         let short = worker.started.elapsed() < SHORT_LIFE;
         worker.short_lives = if short { worker.short_lives + 1 } else { 0 };
-        let how = failure.map_or_else(|| format!("local worker {} left", ended.number), |failure| failure.message);
+        ended.short_lives = worker.short_lives;
+        let failure = ended.failure().unwrap_or_else(|| {
+            Failure::new(ErrorCode::WorkerLost, format!("local worker {} left before the end", ended.number))
+        });
         if worker.short_lives > MOST_SHORT_LIVES {
-            let message = format!("{} times in succession: {how}", worker.short_lives);
-            return Next::Failed(Failure::new(ErrorCode::WorkerLost, message));
+            return Next::Failed(failure);
         }
-        let how = how.lines().next().unwrap_or_default().to_owned();
+        let how = failure.message.lines().next().unwrap_or_default().to_owned();
         self.start(ended.number).map_or_else(Next::Failed, |()| Next::Replaced(format!("started again: {how}")))
     }
 
@@ -177,7 +180,11 @@ impl Ended {
         let tail = tail(&self.log, self.log_start).unwrap_or_default();
         let own = tail.iter().rev().find_map(|line| own_words(line));
         let (code, message) = own.unwrap_or((ErrorCode::WorkerLost, how));
-        let mut message = format!("local worker {}: {message}; the end of {}:", self.number, self.log.display());
+        let again = match self.short_lives {
+            0 | 1 => String::new(),
+            times => format!(", {times} times in succession"),
+        };
+        let mut message = format!("local worker {}: {message}{again}; the end of {}:", self.number, self.log.display());
         for line in tail.iter().skip(tail.len().saturating_sub(TAIL_LINES)) {
             message = format!("{message}\n    | {line}");
         }
@@ -274,7 +281,8 @@ mod tests {
         let earlier = "error[B3001]: of an earlier run\n";
         let text = "loading\nerror[B6003]: out of memory\n  help: ballast explain B6003\n";
         std::fs::write(&log, format!("{earlier}{text}")).unwrap();
-        let ended = |status, log_start| Ended { number: 1, status: Ok(status), log: log.clone(), log_start };
+        let ended =
+            |status, log_start| Ended { number: 1, status: Ok(status), log: log.clone(), log_start, short_lives: 0 };
         let failure = ended(ExitStatus::from_raw(1 << 8), earlier.len() as u64).failure().unwrap();
         assert_eq!(failure.code, ErrorCode::OutOfMemory);
         assert!(failure.message.starts_with("local worker 1: out of memory; the end of "), "{failure}");

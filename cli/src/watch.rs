@@ -36,9 +36,9 @@ pub(crate) async fn follow(
                 Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were not shown"),
                 Err(RecvError::Closed) => listening = false,
             },
-            ended = workers.next_ended() => {
+            mut ended = workers.next_ended() => {
                 // Whoever leaves when the run is to end is not missed.
-                let next = if asked.is_none() { workers.replace(&ended) } else { Next::Gone };
+                let next = if asked.is_none() { workers.replace(&mut ended) } else { Next::Gone };
                 match next {
                     Next::Gone => dead.push(ended),
                     Next::Replaced(message) => presenter.show(&RunEvent::Warning { message }, &progress.borrow()),
