@@ -23,7 +23,7 @@ BUNDLE ?=
 TEST_GPU ?=
 OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
 
-.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos
+.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos recovery
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
@@ -37,6 +37,7 @@ help:
 	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
 	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
+	@echo 'make recovery       how soon training goes on after a worker is killed or hangs, beside torchrun (make peft-env first)'
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
@@ -120,6 +121,12 @@ FAULTS ?= 200
 chaos:
 	$(CHAOS_BUILD) --bin ballast --bin chaos
 	$(CHAOS_ENV) $(TARGET_DIR)/debug/chaos --seed $(SEED) --faults $(FAULTS)
+
+KILLS ?= 200
+recovery:
+	$(CHAOS_BUILD) --bin ballast --bin recovery
+	$(CHAOS_ENV) $(TARGET_DIR)/debug/recovery --kills $(KILLS)
+	bench/recovery.py --peft-python $(PEFT)
 
 gpu-bundle: cuda
 	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)

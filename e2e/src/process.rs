@@ -71,6 +71,8 @@ struct Output {
 #[derive(Default)]
 struct Lines {
     lines: Vec<String>,
+    /// When each of them came.
+    times: Vec<Instant>,
     closed: bool,
 }
 
@@ -136,6 +138,34 @@ impl Process {
             ensure!(!left.is_zero(), "{} did not print the awaited line in {PATIENCE:?}", self.name);
             state = self.output.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Waits for the first line from the given one on that `wanted` accepts: its number, and when it came.
+    ///
+    /// # Errors
+    /// As [`Process::line`].
+    pub fn line_from(&self, from: usize, wanted: impl Fn(&str) -> bool) -> Result<(usize, Instant)> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.output.0.lock();
+        let mut seen = from;
+        loop {
+            while let Some(line) = state.lines.get(seen) {
+                if wanted(line) {
+                    return Ok((seen, state.times[seen]));
+                }
+                seen += 1;
+            }
+            ensure!(!state.closed, "{} ended without the awaited line", self.name);
+            let left = deadline.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "{} did not print the awaited line in {PATIENCE:?}", self.name);
+            state = self.output.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Lines printed so far.
+    #[must_use]
+    pub fn lines(&self) -> usize {
+        self.output.0.lock().lines.len()
     }
 
     /// Waits for a line that contains `text`.
@@ -259,7 +289,10 @@ impl Output {
         let mut line = Vec::new();
         while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
             let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            self.change(|state| state.lines.push(text));
+            self.change(|state| {
+                state.lines.push(text);
+                state.times.push(Instant::now());
+            });
             line.clear();
         }
         self.change(|state| state.closed = true);

@@ -17,6 +17,7 @@ pub(super) fn check(resolved: &Resolved) -> Result<(), ConfigError> {
         evaluation(&run.eval),
         model(run),
         device(run),
+        enough_workers(&run.cluster),
         ladder(&run.cluster),
     ];
     match rules.into_iter().flatten().next() {
@@ -197,8 +198,7 @@ fn device(run: &RunFile) -> Option<Broken> {
     None
 }
 
-/// Each rung of the ladder notices what the one below it cannot, and only after that one had its chance.
-fn ladder(cluster: &Cluster) -> Option<Broken> {
+fn enough_workers(cluster: &Cluster) -> Option<Broken> {
     if cluster.min_workers > cluster.workers {
         return Broken::new(
             "cluster.min_workers",
@@ -206,6 +206,11 @@ fn ladder(cluster: &Cluster) -> Option<Broken> {
             "no more workers than cluster.workers are let in, so the run would wait for ever",
         );
     }
+    None
+}
+
+/// Each rung of the ladder notices what the one below it cannot, and only after that one had its chance.
+fn ladder(cluster: &Cluster) -> Option<Broken> {
     let (heartbeat, lease, progress) = (cluster.heartbeat_ms, cluster.lease_ms, cluster.progress_ms);
     if heartbeat >= lease {
         return Broken::new(

@@ -253,6 +253,7 @@ fn contradictions_tell_both_values_and_the_reason() {
             "`eval.probes` = \"p\"",
         ),
         (set("model.revision", "main"), "`model.revision`", "`model.source` = \"/"),
+        (set("cluster.min_workers", "3"), "`cluster.min_workers` = 3", "`cluster.workers` = 2 (default)"),
         (set("cluster.heartbeat_ms", "5000"), "`cluster.heartbeat_ms` = 5000", "`cluster.lease_ms` = 5000 (default)"),
         (set("cluster.lease_ms", "60000"), "`cluster.lease_ms` = 60000", "`cluster.progress_ms` = 60000"),
         (set("cluster.progress_ms", "120001"), "`cluster.progress_ms`", "`cluster.collective_ms` = 120000"),
