@@ -178,17 +178,19 @@ impl Ended {
             Err(error) => format!("cannot be watched ({error})"),
         };
         let tail = tail(&self.log, self.log_start).unwrap_or_default();
-        let own = tail.iter().rev().find_map(|line| own_words(line));
-        let (code, message) = own.unwrap_or((ErrorCode::WorkerLost, how));
         let again = match self.short_lives {
             0 | 1 => String::new(),
             times => format!(", {times} times in succession"),
         };
-        let mut message = format!("local worker {}: {message}{again}; the end of {}:", self.number, self.log.display());
+        let (number, log) = (self.number, self.log.display());
+        if let Some((code, words)) = tail.iter().rev().find_map(|line| own_words(line)) {
+            return Some(Failure::new(code, format!("local worker {number}: {words}{again}; its log is {log}")));
+        }
+        let mut message = format!("local worker {number}: {how}{again}; the end of {log}:");
         for line in tail.iter().skip(tail.len().saturating_sub(TAIL_LINES)) {
             message = format!("{message}\n    | {line}");
         }
-        Some(Failure::new(code, message))
+        Some(Failure::new(ErrorCode::WorkerLost, message))
     }
 }
 
@@ -285,8 +287,12 @@ mod tests {
             |status, log_start| Ended { number: 1, status: Ok(status), log: log.clone(), log_start, short_lives: 0 };
         let failure = ended(ExitStatus::from_raw(1 << 8), earlier.len() as u64).failure().unwrap();
         assert_eq!(failure.code, ErrorCode::OutOfMemory);
-        assert!(failure.message.starts_with("local worker 1: out of memory; the end of "), "{failure}");
-        assert!(failure.message.contains("\n    | loading\n") && !failure.message.contains("earlier"), "{failure}");
+        assert_eq!(failure.message, format!("local worker 1: out of memory; its log is {}", log.display()));
+        std::fs::write(&log, format!("{earlier}loading\n")).unwrap();
+        let silent = ended(ExitStatus::from_raw(1 << 8), earlier.len() as u64).failure().unwrap();
+        assert!(silent.message.starts_with("local worker 1: ended with exit code 1; the end of "), "{silent}");
+        assert!(silent.message.ends_with(":\n    | loading") && !silent.message.contains("earlier"), "{silent}");
+        std::fs::write(&log, format!("{earlier}{text}")).unwrap();
 
         let killed = ended(ExitStatus::from_raw(9), (earlier.len() + text.len()) as u64).failure().unwrap();
         assert_eq!(killed.code, ErrorCode::WorkerLost);
