@@ -1,6 +1,8 @@
 //! Local worker processes: started, watched, and never left behind.
 
+use crate::connection::TOKEN;
 use ballast_coordinator::config::{Cluster, Device};
+use ballast_coordinator::security::LocalAccess;
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -40,10 +42,13 @@ impl LocalWorkers {
         Self { running: JoinSet::new() }
     }
 
-    /// Starts the workers of the coordinator at `address`, logging into `logs`. They share the cores of this machine when
-    /// the run does not say how many threads each has; on CUDA each has a device of its own.
-    pub(crate) fn spawn(cluster: &Cluster, address: SocketAddr, logs: &Path) -> Result<Self, Failure> {
-        let count = cluster.workers as usize;
+    /// Starts the workers of the coordinator at `address`, logging into `logs`.
+    pub(crate) fn spawn(
+        cluster: &Cluster,
+        address: SocketAddr,
+        access: &LocalAccess,
+        logs: &Path,
+    ) -> Result<Self, Failure> {
         let failed = |what: &Path, error: io::Error| {
             Failure::new(ErrorCode::StorageFailed, format!("{}: {error}", what.display()))
         };
@@ -51,24 +56,11 @@ impl LocalWorkers {
             .map_err(|e| Failure::new(ErrorCode::Internal, format!("the path of this binary is not known: {e}")))?;
         std::fs::create_dir_all(logs).map_err(|e| failed(logs, e))?;
         let mut running = JoinSet::new();
-        for number in 0..count {
+        for number in 0..cluster.workers as usize {
             let path = logs.join(format!("worker-{number}.log"));
             let log = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| failed(&path, e))?;
             let log_start = log.metadata().map_err(|e| failed(&path, e))?.len();
-            let mut command = Command::new(&binary);
-            command.arg("worker").arg("--coordinator").arg(format!("http://{}", reachable(address)));
-            command.arg("--name").arg(format!("local-{number}"));
-            if cluster.device == Device::Cuda {
-                command.arg("--device").arg(format!("cuda:{number}"));
-                // They share this machine, so NCCL has no business beyond it.
-                command.env("NCCL_SOCKET_IFNAME", "lo");
-            }
-            if cluster.threads == 0 {
-                let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                command.arg("--threads").arg(share(cores, count, number).to_string());
-            }
-            // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
-            command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
+            let mut command = command(&binary, cluster, address, access, number);
             command.stdout(log.try_clone().map_err(|e| failed(&path, e))?).stderr(log);
             let mut child = command.spawn().map_err(|e| failed(&binary, e))?;
             running.spawn(async move { Ended { number, status: child.wait().await, log: path, log_start } });
@@ -107,6 +99,42 @@ impl LocalWorkers {
     pub(crate) async fn kill(&mut self) {
         self.running.shutdown().await;
     }
+}
+
+/// How worker `number` is started. The workers share the cores of this machine when the run does not say how many threads
+/// each has; on CUDA each has a device of its own.
+fn command(binary: &Path, cluster: &Cluster, address: SocketAddr, access: &LocalAccess, number: usize) -> Command {
+    let mut command = Command::new(binary);
+    let scheme = if access.tls.is_some() { "https" } else { "http" };
+    command.arg("worker").arg("--coordinator").arg(format!("{scheme}://{}", reachable(address)));
+    command.arg("--name").arg(format!("local-{number}"));
+    if let Some(tls) = &access.tls {
+        command.arg("--ca").arg(&tls.ca);
+        if let Some(name) = tls.server_name {
+            command.arg("--server-name").arg(name);
+        }
+        if let Some((certificate, key)) = &tls.identity {
+            command.arg("--certificate").arg(certificate).arg("--private-key").arg(key);
+        }
+    }
+    // The command line is everybody's to read; the environment is its user's alone. One that was meant for this process is
+    // of no use to its workers.
+    match &access.token {
+        Some(token) => command.env(TOKEN, token.reveal()),
+        None => command.env_remove(TOKEN),
+    };
+    if cluster.device == Device::Cuda {
+        command.arg("--device").arg(format!("cuda:{number}"));
+        // They share this machine, so NCCL has no business beyond it.
+        command.env("NCCL_SOCKET_IFNAME", "lo");
+    }
+    if cluster.threads == 0 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        command.arg("--threads").arg(share(cores, cluster.workers as usize, number).to_string());
+    }
+    // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
+    command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
+    command
 }
 
 impl Ended {
@@ -167,7 +195,7 @@ fn share(cores: usize, count: usize, number: usize) -> usize {
 }
 
 /// Where this machine reaches a coordinator that listens on `address`.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -180,6 +208,8 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ballast_coordinator::security::LocalTls;
+    use ballast_proto::security::Token;
 
     #[test]
     fn cores_are_shared_out() {
@@ -194,6 +224,22 @@ mod tests {
         assert_eq!(reachable("0.0.0.0:70".parse().unwrap()).to_string(), "127.0.0.1:70");
         assert_eq!(reachable("[::]:70".parse().unwrap()).to_string(), "[::1]:70");
         assert_eq!(reachable("10.0.0.1:70".parse().unwrap()).to_string(), "10.0.0.1:70");
+    }
+
+    #[test]
+    fn a_token_is_never_on_a_command_line() {
+        let secret = "s3cret".repeat(8);
+        let tls = LocalTls { ca: "server.pem".into(), server_name: None, identity: None };
+        let access = LocalAccess { tls: Some(tls), token: Token::parse(&secret).ok() };
+        let address = "0.0.0.0:70".parse().unwrap();
+        let command = command(Path::new("ballast"), &Cluster::default(), address, &access, 0);
+        let command = command.as_std();
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
+        assert!(arguments.starts_with(&["worker", "--coordinator", "https://127.0.0.1:70"]), "{arguments:?}");
+        assert!(arguments.windows(2).any(|pair| pair == ["--ca", "server.pem"]), "{arguments:?}");
+        assert!(arguments.iter().all(|argument| !argument.contains("s3cret")), "{arguments:?}");
+        let told = command.get_envs().find(|(name, _)| *name == TOKEN).and_then(|(_, value)| value);
+        assert_eq!(told.and_then(|value| value.to_str()), Some(secret.as_str()));
     }
 
     #[test]

@@ -4,27 +4,39 @@
 //! session ─┐                          ┌─> sessions (messages to workers)
 //! shards  ─┤ Command   ┌───────────┐  ├─> recorder (ledger, metrics, run.json)
 //! transfer─┼──────────>│  control  │──┤
-//! evaluate─┘           └───────────┘  ├─> view (what the streams follow)
-//!                       membership::step └─> display (events and progress)
+//! evaluate─┤           └───────────┘  ├─> view (what the streams follow)
+//! admin   ─┘            membership::step └─> display (events and progress)
 //! ```
+//!
+//! [`serve`] puts the services on one port: [`incoming`] lets connections in, and [`guard`] decides about every call by the
+//! table in [`methods`].
 
+mod admin;
 mod blueprint;
 mod control;
 mod directory;
 mod display;
 mod evaluate;
 mod finish;
+mod guard;
+mod incoming;
+mod limits;
 mod link;
 mod listen;
+mod methods;
 mod metrics;
 mod progress;
 mod recorder;
+mod serve;
 mod session;
 mod shards;
 mod transfer;
+mod untrusted;
+mod visitor;
 
 pub use blueprint::{Decode, ModelInfo, RunData};
 pub use finish::RunOutcome;
+pub use limits::Limits;
 pub use metrics::StepMetrics;
 pub use progress::{Progress, RunEvent, RunPhase};
 
@@ -34,14 +46,9 @@ use crate::{
     evaluation::Queue,
     membership::{Event, Settings, State},
     report,
+    security::Security,
 };
-use ballast_proto::{
-    ErrorCode, Failure, exit,
-    v1::{
-        checkpoint_server::CheckpointServer, data_server::DataServer, evaluation_server::EvaluationServer,
-        membership_server::MembershipServer,
-    },
-};
+use ballast_proto::{ErrorCode, Failure, exit};
 use blueprint::Blueprint;
 use control::{Command, Control, View};
 use directory::RunDirectory;
@@ -50,6 +57,7 @@ use finish::Conclusion;
 use link::Link;
 use metrics::MetricsFile;
 use recorder::Recorder;
+use serve::Services;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -57,16 +65,8 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::{Instant, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 
-/// Largest message that the server takes: a piece of a checkpoint and some more.
-const MAX_MESSAGE: usize = 8 << 20;
-/// Calls in progress on one connection; a worker has a handful.
-const MAX_CALLS: usize = 32;
-/// Time between HTTP/2 pings, and for their answer: finds connections whose other end is gone without a word.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Commands on their way to the loop.
 const COMMANDS: usize = 256;
 /// Events that a slow listener may lag behind.
@@ -86,6 +86,10 @@ pub struct StartOptions {
     /// Whether exactly the needed workers are started together with the coordinator (`ballast train`), so that one
     /// that fails before training ends the run: nobody would replace it.
     pub supervised: bool,
+    /// Its certificate, and the tokens of its callers.
+    pub security: Security,
+    /// What its callers may take of it.
+    pub limits: Limits,
 }
 
 /// What starting led to.
@@ -115,10 +119,10 @@ impl Coordinator {
     /// verifies, the address cannot be listened on, the plan contradicts the run file.
     pub async fn start(options: StartOptions) -> Result<Started, Failure> {
         let started_at = Instant::now();
-        let StartOptions { resolved, model, data, binary_sha256, supervised } = options;
+        let StartOptions { resolved, model, data, binary_sha256, supervised, security, limits } = options;
         let blueprint = Arc::new(Blueprint::new(&resolved, model, data, binary_sha256)?);
-        let cluster = &blueprint.run.cluster;
-        let listener = listen::listen(&cluster.bind, cluster.insecure).await?;
+        let listener = listen::listen(&blueprint.run.cluster, &blueprint.run.security).await?;
+        let entrance = Entrance { listener, security, limits };
         let opened = spawn_blocking({
             let blueprint = Arc::clone(&blueprint);
             move || open(&blueprint)
@@ -126,7 +130,7 @@ impl Coordinator {
         match opened.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?? {
             Opened::Finished(outcome) => Ok(Started::Finished(outcome)),
             Opened::Taken { directory, epoch } => {
-                Self::serve(blueprint, *directory, epoch, listener, supervised, started_at).await.map(Started::Running)
+                Self::serve(blueprint, *directory, epoch, entrance, supervised, started_at).await.map(Started::Running)
             }
         }
     }
@@ -135,10 +139,11 @@ impl Coordinator {
         blueprint: Arc<Blueprint>,
         directory: RunDirectory,
         epoch: u64,
-        listener: TcpListener,
+        entrance: Entrance,
         supervised: bool,
         started_at: Instant,
     ) -> Result<Self, Failure> {
+        let Entrance { listener, security, limits } = entrance;
         let address = listener
             .local_addr()
             .map_err(|e| Failure::new(ErrorCode::BindFailed, format!("the address that was bound: {e}")))?;
@@ -189,6 +194,9 @@ impl Coordinator {
             run_directory: path.clone(),
             start: checkpoint,
             epoch,
+            progress: progress.clone(),
+            security,
+            limits,
         };
         let server = tokio::spawn(services.serve(listener, shutdown.clone()));
         let outcome = tokio::spawn(async move {
@@ -284,6 +292,13 @@ fn failed(failure: Failure) -> RunOutcome {
     }
 }
 
+/// Where callers come in, and what they meet there.
+struct Entrance {
+    listener: TcpListener,
+    security: Security,
+    limits: Limits,
+}
+
 /// A run directory, opened.
 enum Opened {
     Taken { directory: Box<RunDirectory>, epoch: u64 },
@@ -329,52 +344,6 @@ fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, supervi
         prefetch_steps: blueprint.run.cluster.prefetch_steps.into(),
         evaluate,
         timeouts: blueprint.timeouts(),
-    }
-}
-
-/// All gRPC services of a coordinator.
-struct Services {
-    link: Link,
-    blueprint: Arc<Blueprint>,
-    store: Arc<dyn crate::checkpoint::Store>,
-    run_directory: std::path::PathBuf,
-    start: Option<String>,
-    epoch: u64,
-}
-
-impl Services {
-    async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let Self { link, blueprint, store, run_directory, start, epoch } = self;
-        let membership = MembershipServer::new(session::MembershipService {
-            link: link.clone(),
-            spec: blueprint.spec(epoch),
-            blueprint: Arc::clone(&blueprint),
-        });
-        let data = DataServer::new(shards::DataService { link: link.clone(), blueprint: Arc::clone(&blueprint) });
-        let checkpoint = CheckpointServer::new(transfer::CheckpointService {
-            link: link.clone(),
-            blueprint,
-            store,
-            run_directory,
-            start,
-        });
-        let evaluation = EvaluationServer::new(evaluate::EvaluationService { link });
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<MembershipServer<session::MembershipService>>().await;
-        let served = Server::builder()
-            .tcp_nodelay(true)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
-            .concurrency_limit_per_connection(MAX_CALLS)
-            .add_service(health_service)
-            .add_service(membership.max_decoding_message_size(MAX_MESSAGE))
-            .add_service(data.max_decoding_message_size(MAX_MESSAGE))
-            .add_service(checkpoint.max_decoding_message_size(MAX_MESSAGE))
-            .add_service(evaluation.max_decoding_message_size(MAX_MESSAGE))
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled());
-        if let Err(error) = served.await {
-            tracing::error!("the gRPC server ended: {error}");
-        }
     }
 }
 

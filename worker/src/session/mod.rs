@@ -17,6 +17,7 @@ mod transfer;
 mod upload;
 
 use crate::{Device, WorkerError};
+use ballast_proto::security::{ClientSecurity, Connector};
 use ballast_proto::v1::JoinRequest;
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::future::Future;
@@ -27,8 +28,10 @@ use tokio::signal::unix::{SignalKind, signal};
 /// What a worker is told on its command line; all else comes from the coordinator.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// The coordinator's URL, `http://host:port`.
+    /// The coordinator's URL, `http://host:port` or `https://host:port`.
     pub coordinator: String,
+    /// What the worker trusts, and shows of itself.
+    pub security: ClientSecurity,
     /// Name for people; host and process id when not given.
     pub name: Option<String>,
     /// `host:port` on which the ring listens; port 0 takes a free one.
@@ -41,7 +44,7 @@ pub struct WorkerOptions {
     pub device: Option<Device>,
     /// Compute threads, when not as many as the run says; 0 for all cores.
     pub threads: Option<usize>,
-    /// Let the ring listen beyond loopback without TLS and tokens.
+    /// Let the ring listen beyond loopback: it has no TLS and no tokens.
     pub insecure: bool,
     /// How long the coordinator may be unreachable at the start.
     pub connect_timeout: Duration,
@@ -51,6 +54,7 @@ impl Default for WorkerOptions {
     fn default() -> Self {
         Self {
             coordinator: "http://127.0.0.1:7070".into(),
+            security: ClientSecurity::default(),
             name: None,
             ring_bind: "127.0.0.1:0".into(),
             ring_advertise: None,
@@ -105,6 +109,7 @@ async fn work(
     load: load::Loader,
     terminated: impl Future<Output = &'static str>,
 ) -> Result<u8, Failure> {
+    let connector = Connector::new(&options.coordinator, &options.security)?;
     let (listener, ring_address) =
         address::listen(&options.ring_bind, options.ring_advertise.as_deref(), options.insecure)?;
     let request = JoinRequest {
@@ -114,7 +119,7 @@ async fn work(
     };
     tokio::pin!(terminated);
     let joined = tokio::select! {
-        joined = connect::join(&options.coordinator, request, options.connect_timeout) => joined?,
+        joined = connect::join(&connector, request, options.connect_timeout) => joined?,
         signal = &mut terminated => {
             tracing::info!(signal, "stopped before joining");
             return Ok(exit::RETRY);
