@@ -1,18 +1,25 @@
 //! The client's end: a URL, what the client trusts, and what it shows of itself.
 
+use super::encrypted::Encrypted;
 use super::{Authorities, Identity, SecurityFile, Token, tls_refusal};
 use crate::{ErrorCode, Failure};
+use rustls::pki_types::ServerName;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use tonic::codegen::http::Uri;
+use tonic::codegen::http::uri::Scheme;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{ClientTlsConfig, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
+use tower::service_fn;
 
 /// One attempt to open the connection, TLS included.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Where a URL of https:// without a port leads.
+const HTTPS: u16 = 443;
 /// A connection on which nothing comes back for so long is broken.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -62,6 +69,7 @@ impl Interceptor for Bearer {
 pub struct Connector {
     url: String,
     endpoint: Endpoint,
+    encrypted: Option<Encrypted>,
     bearer: Bearer,
 }
 
@@ -77,22 +85,20 @@ impl Connector {
             Failure::new(ErrorCode::RunFileBadValue, message)
         };
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| bad(&e))?;
-        let endpoint = match endpoint.uri().scheme_str() {
-            Some("http") => in_the_clear(url, &endpoint, security).map(|()| endpoint)?,
-            Some("https") => {
-                let config = tls(url, security)?;
-                endpoint.tls_config(config).map_err(|e| bad(&causes(&e)))?
-            }
+        let encrypted = match endpoint.uri().scheme_str() {
+            Some("http") => in_the_clear(url, &endpoint, security).map(|()| None)?,
+            Some("https") => Some(encrypted(url, endpoint.uri(), security)?),
             Some(other) => return Err(bad(&format_args!("scheme {other} is not supported"))),
             None => return Err(bad(&"the scheme is missing")),
         };
+        let endpoint = if encrypted.is_some() { within_tls(&endpoint).map_err(|e| bad(&e))? } else { endpoint };
         let endpoint = endpoint
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        Ok(Self { url: url.to_owned(), endpoint, bearer: Bearer::new(security.token.as_ref()) })
+        Ok(Self { url: url.to_owned(), endpoint, encrypted, bearer: Bearer::new(security.token.as_ref()) })
     }
 
     /// The coordinator's URL.
@@ -107,24 +113,26 @@ impl Connector {
     /// `TlsRefused`, which trying again does not mend; `CoordinatorUnreachable` otherwise. The message follows
     /// `coordinator URL`.
     pub async fn connect(&self) -> Result<Channel, Failure> {
-        let channel = self.endpoint.connect().await.map_err(|e| match tls_refusal(&e) {
+        let connected = match self.encrypted.clone() {
+            None => self.endpoint.connect().await,
+            Some(encrypted) => {
+                self.endpoint.connect_with_connector(service_fn(move |_: Uri| encrypted.clone().open())).await
+            }
+        };
+        let channel = connected.map_err(|e| match tls_refusal(&e) {
             Some(why) => Failure::new(ErrorCode::TlsRefused, format!("cannot be trusted, or does not trust us: {why}")),
             None => Failure::new(ErrorCode::CoordinatorUnreachable, causes(&e)),
         })?;
         Ok(InterceptedService::new(channel, self.bearer.clone()))
     }
 
-    /// Why the first call of `caller` (`this worker`) failed, to follow `coordinator URL`: the coordinator's own refusal,
-    /// TLS's, or what a stranger in its place said.
+    /// Why the first call of `caller` (`this worker`) failed, to follow `coordinator URL`: the coordinator's own refusal, or
+    /// what a stranger in its place said.
     #[must_use]
     pub fn refusal(caller: &str, status: Status) -> Failure {
         if Failure::sent_code(&status).is_some() {
             let failure = Failure::from(status);
             return Failure::new(failure.code, format!("refused {caller}: {failure}"));
-        }
-        // A client's certificate is refused only after the client took the connection for open.
-        if let Some(why) = tls_refusal(&status) {
-            return Failure::new(ErrorCode::TlsRefused, format!("cannot be trusted, or does not trust us: {why}"));
         }
         let failure = Failure::from(status);
         match failure.code {
@@ -161,32 +169,39 @@ fn in_the_clear(url: &str, endpoint: &Endpoint, security: &ClientSecurity) -> Re
     Ok(())
 }
 
-fn tls(url: &str, security: &ClientSecurity) -> Result<ClientTlsConfig, Failure> {
+/// How the URL's host is reached over TLS, as far as files and options tell.
+fn encrypted(url: &str, uri: &Uri, security: &ClientSecurity) -> Result<Encrypted, Failure> {
+    let bad = |why: String| Failure::new(ErrorCode::RunFileBadValue, why);
     let Some(ca) = &security.ca else {
-        let message = format!("--coordinator {url}: https:// needs --ca, the authority that signed its certificate");
-        return Err(Failure::new(ErrorCode::RunFileBadValue, message));
+        return Err(bad(format!(
+            "--coordinator {url}: https:// needs --ca, the authority that signed its certificate"
+        )));
     };
     let authorities = Authorities::load(SecurityFile::new("--ca", ca))?;
-    let config = ClientTlsConfig::new().trust_anchors(authorities.roots().roots.iter().cloned());
-    let config = match (&security.certificate, &security.private_key) {
-        (None, None) => config,
+    let identity = match (&security.certificate, &security.private_key) {
+        (None, None) => None,
         (Some(certificate), Some(key)) => {
             let certificate = SecurityFile::new("--certificate", certificate);
-            config.identity(Identity::load(certificate, SecurityFile::new("--private-key", key))?.to_tonic())
+            Some(Identity::load(certificate, SecurityFile::new("--private-key", key))?)
         }
-        (certificate, _) => {
-            let (given, missing) = if certificate.is_some() {
-                ("--certificate", "--private-key")
-            } else {
-                ("--private-key", "--certificate")
-            };
-            return Err(Failure::new(ErrorCode::RunFileBadValue, format!("{given} needs {missing} beside it")));
-        }
+        (Some(_), None) => return Err(bad("--certificate needs --private-key beside it".into())),
+        (None, Some(_)) => return Err(bad("--private-key needs --certificate beside it".into())),
     };
-    Ok(match &security.server_name {
-        Some(name) => config.domain_name(name),
-        None => config,
-    })
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let name = security.server_name.as_deref().unwrap_or(host);
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|e| bad(format!("--coordinator {url}: {name:?} cannot be the name in a certificate: {e}")))?;
+    let place = (host, uri.port_u16().unwrap_or(HTTPS));
+    Encrypted::new(place, name, &authorities, identity.as_ref())
+        .map_err(|e| Failure::new(ErrorCode::Internal, format!("TLS cannot be set up: {e}")))
+}
+
+/// The endpoint as tonic sees it, which knows nothing of the TLS below.
+fn within_tls(endpoint: &Endpoint) -> Result<Endpoint, Box<dyn std::error::Error>> {
+    let mut parts = endpoint.uri().clone().into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    let inner = Endpoint::from(Uri::from_parts(parts)?);
+    Ok(inner.origin(endpoint.uri().clone()))
 }
 
 /// An error with its causes, of which the transport's own text names only the first.

@@ -11,7 +11,6 @@ use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, RootCertStore};
 use std::fmt;
 use std::sync::Arc;
-use zeroize::Zeroizing;
 
 /// The cryptography of every connection.
 #[must_use]
@@ -49,8 +48,6 @@ impl Authorities {
 #[derive(Clone)]
 pub struct Identity {
     certified: Arc<CertifiedKey>,
-    certificate_pem: Zeroizing<Vec<u8>>,
-    key_pem: Zeroizing<Vec<u8>>,
 }
 
 impl Identity {
@@ -60,10 +57,8 @@ impl Identity {
     /// When a file cannot be read, others can read the key, the key does not fit the certificate, or the certificate is
     /// not valid today.
     pub fn load(certificate: SecurityFile<'_>, key: SecurityFile<'_>) -> Result<Self, Failure> {
-        let certificate_pem = certificate.read()?;
-        let key_pem = key.read_secret()?;
-        let chain = certificates(certificate, &certificate_pem)?;
-        let private = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|e| {
+        let chain = certificates(certificate, &certificate.read()?)?;
+        let private = PrivateKeyDer::from_pem_slice(&key.read_secret()?).map_err(|e| {
             key.refuse(match e {
                 pem::Error::NoItemsFound => "it holds no private key in PEM (-----BEGIN PRIVATE KEY-----)".to_owned(),
                 e => format!("it is not PEM: {e}"),
@@ -76,7 +71,7 @@ impl Identity {
             rustls::Error::InvalidCertificate(_) => certificate.refuse(format!("the certificate cannot be read: {e}")),
             e => key.refuse(format!("the key cannot be used: {e}")),
         })?;
-        let identity = Self { certified: Arc::new(certified), certificate_pem, key_pem };
+        let identity = Self { certified: Arc::new(certified) };
         if let Some(why) = identity.out_of_date() {
             return Err(certificate.refuse(format!("{why}; make a new one, or set this machine's clock")));
         }
@@ -98,11 +93,6 @@ impl Identity {
         let verifier = verifier.map_err(|e| rustls::Error::General(e.to_string()))?;
         let (leaf, issuers) = self.certified.cert.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
         verifier.verify_server_cert(leaf, issuers, name, &[], UnixTime::now()).map(drop)
-    }
-
-    /// For tonic, which takes PEM.
-    pub(super) fn to_tonic(&self) -> tonic::transport::Identity {
-        tonic::transport::Identity::from_pem(&*self.certificate_pem, &*self.key_pem)
     }
 
     /// Its dates come first in the verification, before issuers and names.

@@ -3,6 +3,7 @@
 //! Everything is checked when it is loaded, so that a run does not fail an hour later for a file that nobody can read.
 
 mod connection;
+mod encrypted;
 mod file;
 mod identity;
 mod refusal;
