@@ -74,7 +74,11 @@ impl Scene {
     /// Writes a file that only its owner can read.
     pub(crate) fn write_secret(&self, name: &str, bytes: impl AsRef<[u8]>) {
         self.write(name, bytes);
-        fs::set_permissions(self.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+        self.chmod(name, 0o600);
+    }
+
+    pub(crate) fn chmod(&self, name: &str, mode: u32) {
+        fs::set_permissions(self.path(name), fs::Permissions::from_mode(mode)).unwrap();
     }
 
     pub(crate) fn read(&self, name: &str) -> Vec<u8> {

@@ -10,17 +10,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-/// The files of `ballast certs`, and who may read them.
-const FILES: [(&str, u32); 9] = [
-    ("ca.pem", 0o644),
-    ("observer.token", 0o600),
-    ("operator.token", 0o600),
-    ("server.key", 0o600),
-    ("server.pem", 0o644),
-    ("tokens", 0o600),
-    ("worker.key", 0o600),
-    ("worker.pem", 0o644),
-    ("worker.token", 0o600),
+/// The files of `ballast certs`, and whether others are kept from them.
+const FILES: [(&str, bool); 9] = [
+    ("ca.pem", false),
+    ("observer.token", true),
+    ("operator.token", true),
+    ("server.key", true),
+    ("server.pem", false),
+    ("tokens", true),
+    ("worker.key", true),
+    ("worker.pem", false),
+    ("worker.token", true),
 ];
 
 /// A scene whose run file has the `[security]` section that `ballast certs` prints.
@@ -49,8 +49,9 @@ fn certs_are_made_once_and_secrets_are_kept_from_others() {
     let (text, _) = scene.succeed(&["certs", "--out", "new/certs", "--host", "10.0.0.1", "--host", "h", "--days", "3"]);
     assert!(text.starts_with("Valid for 3 days.") && text.contains("--coordinator https://10.0.0.1:7070 "), "{text}");
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    for (name, expected) in FILES {
-        assert_eq!(mode(&scene.path("new/certs").join(name)), expected, "{name}");
+    for (name, secret) in FILES {
+        let mode = mode(&scene.path("new/certs").join(name));
+        assert!(if secret { mode == 0o600 } else { mode & 0o600 == 0o600 }, "{name}: {mode:o}");
     }
     assert_eq!((below(&scene.path("new")).len(), mode(&scene.path("new/certs"))), (FILES.len(), 0o700));
     let before = scene.read("new/certs/ca.pem");
@@ -89,8 +90,8 @@ fn train_works_with_mutual_tls_and_tokens() {
     }
 }
 
-/// A coordinator that waits for workers; its port.
-fn coordinator(scene: &Scene) -> Child {
+/// A coordinator that listens and waits for workers.
+fn coordinator(scene: &Scene, url: &str) -> Child {
     let bind = format!("cluster.bind={}", scene.listen().local_addr().unwrap());
     let mut coordinator = std::process::Command::new(env!("CARGO_BIN_EXE_ballast"))
         .args(["coordinator", "run.toml", "--set", &bind])
@@ -100,7 +101,8 @@ fn coordinator(scene: &Scene) -> Child {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(coordinator.stderr.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.any(|line| line.starts_with("listening on ")), "it ended early");
+    let url = format!("listening on {url}://");
+    assert!(lines.any(|line| line.starts_with(&url)), "it ended early");
     // What it says later must not fill the pipe.
     std::thread::spawn(move || lines.for_each(drop));
     coordinator
@@ -109,7 +111,7 @@ fn coordinator(scene: &Scene) -> Child {
 #[test]
 fn observers_look_and_operators_stop() {
     let scene = secured();
-    let mut coordinator = coordinator(&scene);
+    let mut coordinator = coordinator(&scene, "https");
     let client = [
         "--coordinator",
         "https://127.0.0.1:{port}",
@@ -152,7 +154,7 @@ fn observers_look_and_operators_stop() {
 #[test]
 fn an_open_coordinator_answers_everyone() {
     let scene = Scene::new();
-    let mut coordinator = coordinator(&scene);
+    let mut coordinator = coordinator(&scene, "http");
     let (text, _) = scene.succeed(&["status", "--coordinator", "http://127.0.0.1:{port}"]);
     assert!(text.contains("phase       gathering\nstep        0/1\n"), "{text}");
     kill(Pid::from_raw(i32::try_from(coordinator.id()).unwrap()), Signal::SIGTERM).unwrap();

@@ -160,7 +160,7 @@ impl Coordinator {
             ..Progress::default()
         });
         let display = Display::new(events_sender, progress_sender);
-        display.emit(RunEvent::Listening { address: address.to_string() });
+        display.emit(RunEvent::Listening { address: address.to_string(), tls: security.tls.is_some() });
         blueprint.warnings.iter().chain(&directory.warnings).for_each(|warning| display.warn(warning.clone()));
 
         let (commands, inbox) = mpsc::channel(COMMANDS);

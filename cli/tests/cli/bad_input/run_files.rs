@@ -66,6 +66,7 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("tokens that every user can read", "B1009", TRAIN, |s| {
             s.write("tokens", "worker 0123456789abcdef0123456789abcdef\n");
+            s.chmod("tokens", 0o644);
             s.before("[security]\ntoken_file = \"tokens\"");
         }),
         case("a short token", "B1009", TRAIN, |s| {
