@@ -1,6 +1,7 @@
 //! Compiles `proto/ballast/v1/*.proto` with protox, so that no protoc is needed.
 
-use std::{error::Error, fs, path::PathBuf};
+use prost_types::FileDescriptorSet;
+use std::{env, error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from("proto");
@@ -10,7 +11,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     files.sort();
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(&files, [&root])?;
+    fs::write(PathBuf::from(env::var("OUT_DIR")?).join("methods.rs"), methods(&descriptors))?;
     // Secrets have a Debug of their own, which shows nothing of them.
     tonic_prost_build::configure().bytes(".").skip_debug(["ballast.v1.CommunicatorId"]).compile_fds(descriptors)?;
     Ok(())
+}
+
+/// The paths of all methods, as a constant: whoever decides about methods can be held to this list.
+fn methods(descriptors: &FileDescriptorSet) -> String {
+    let services = descriptors.file.iter().flat_map(|file| file.service.iter().map(move |s| (file.package(), s)));
+    let paths = services.flat_map(|(package, service)| {
+        service.method.iter().map(move |method| format!("/{package}.{}/{}", service.name(), method.name()))
+    });
+    let paths: Vec<String> = paths.collect();
+    format!("/// The path of every method of every service.\npub const METHODS: &[&str] = &{paths:?};\n")
 }

@@ -4,6 +4,7 @@ use ballast_proto::ErrorCode;
 use ballast_worker::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,12 @@ pub(crate) enum Command {
     Coordinator(TrainArgs),
     /// Work for a coordinator.
     Worker(WorkerArgs),
+    /// Tell where a run stands.
+    Status(StatusArgs),
+    /// Stop a run after a checkpoint.
+    Stop(StopArgs),
+    /// Make certificates and tokens for a run.
+    Certs(CertsArgs),
     /// Prepare the data of a run and look at it; nothing is trained.
     Prepare(PrepareArgs),
     /// Look at the configuration of a run.
@@ -76,17 +83,74 @@ pub(crate) struct RunFileArgs {
 pub(crate) struct TrainArgs {
     #[command(flatten)]
     pub(crate) file: RunFileArgs,
-    /// Let the coordinator listen beyond loopback, though there is no TLS yet (as cluster.insecure = true).
+    /// Let the coordinator listen beyond loopback though TLS or tokens are not set up (as cluster.insecure = true).
     #[arg(long)]
     pub(crate) insecure: bool,
+}
+
+/// How a coordinator is reached, and what is shown to it. A token also comes from the environment variable BALLAST_TOKEN,
+/// and never from the command line, which every user of a machine can read.
+#[derive(Debug, Args)]
+pub(crate) struct ConnectionArgs {
+    /// URL of the coordinator, http:// or https://.
+    #[arg(long, value_name = "URL", env = "BALLAST_COORDINATOR")]
+    pub(crate) coordinator: String,
+    /// Authorities (PEM) that the coordinator's certificate is checked with; https:// needs them.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Certificate (PEM) to present, where the coordinator asks for one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// The private key to it (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) private_key: Option<PathBuf>,
+    /// Name in the coordinator's certificate, when it is not the URL's.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) server_name: Option<String>,
+    /// File that holds the token; BALLAST_TOKEN in the environment holds the token itself.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Accept what is not encrypted: a token over http://, and a worker's ring beyond loopback.
+    #[arg(long)]
+    pub(crate) insecure: bool,
+}
+
+/// `ballast status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArgs,
+    /// Print JSON in place of text.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `ballast stop`.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArgs,
+}
+
+/// `ballast certs`.
+#[derive(Debug, Args)]
+pub(crate) struct CertsArgs {
+    /// Directory for the files; nothing in it is overwritten.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Name or IP address by which the coordinator is reached; may be given many times. localhost is always among them.
+    #[arg(long, value_name = "NAME_OR_IP", required = true, value_parser = parse_host)]
+    pub(crate) host: Vec<String>,
+    /// Days for which the certificates are valid.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=825))]
+    pub(crate) days: u32,
 }
 
 /// `ballast worker`.
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
-    /// URL of the coordinator.
-    #[arg(long, value_name = "URL", env = "BALLAST_COORDINATOR")]
-    pub(crate) coordinator: String,
+    #[command(flatten)]
+    pub(crate) connection: ConnectionArgs,
     /// Name of this worker for people; host and process id when not given.
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -112,9 +176,6 @@ pub(crate) struct WorkerArgs {
     /// How long to keep the training state and try to join again when the coordinator is lost, in seconds; 0: not at all.
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = parse_seconds)]
     pub(crate) rejoin_timeout: Duration,
-    /// Listen to other workers beyond loopback, though there is no TLS yet.
-    #[arg(long)]
-    pub(crate) insecure: bool,
 }
 
 /// `ballast prepare`.
@@ -196,6 +257,16 @@ fn parse_set(text: &str) -> Result<(String, String), String> {
     Ok((key.trim().to_owned(), value.to_owned()))
 }
 
+fn parse_host(text: &str) -> Result<String, String> {
+    let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '*');
+    let name = !text.is_empty() && text.chars().all(letter);
+    if name || text.parse::<IpAddr>().is_ok() {
+        Ok(text.to_owned())
+    } else {
+        Err("write a name or an IP address".into())
+    }
+}
+
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     text.parse().map(Duration::from_secs).map_err(|_| "write a number of whole seconds".to_owned())
 }
@@ -221,6 +292,16 @@ mod tests {
         assert_eq!(format(&["ballast", "trian", "--log", "json"]), LogFormat::Json);
         assert_eq!(format(&["ballast", "--log=json"]), LogFormat::Json);
         assert_eq!(format(&["ballast", "--log", "text", "json"]), LogFormat::Text);
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses() {
+        for host in ["host-0", "a.example.org", "*.example.org", "10.0.0.1", "::1"] {
+            assert_eq!(parse_host(host).as_deref(), Ok(host));
+        }
+        for bad in ["", "two words", "http://host", "host:7070", "h\u{fc}"] {
+            assert!(parse_host(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod args;
 mod bars;
 mod commands;
 mod comparison;
+mod connection;
 mod failure;
 mod pages;
 mod progress;

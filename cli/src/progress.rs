@@ -106,7 +106,8 @@ pub(crate) fn human(duration: Duration) -> String {
 /// An event that is not progress, in a line.
 fn line(event: &RunEvent) -> Option<String> {
     Some(match event {
-        RunEvent::Listening { address } => format!("listening on http://{address}"),
+        RunEvent::Listening { address, tls: false } => format!("listening on http://{address}"),
+        RunEvent::Listening { address, tls: true } => format!("listening on https://{address}"),
         RunEvent::WorkerJoined { worker, name } => format!("worker {worker} ({name}) joined"),
         RunEvent::WorkerReady { worker, name, ready, wanted } => {
             format!("worker {worker} ({name}) is ready: {ready} of {wanted}")

@@ -7,7 +7,8 @@ use crate::screen::Screen;
 use ballast_basemodel::{BaseModel, ModelSource};
 use ballast_coordinator::config::{self, Resolved, RunFile};
 use ballast_coordinator::data::{self, PrepareProgress, PreparedSet};
-use ballast_coordinator::server::{self, ModelInfo, RunData, StartOptions};
+use ballast_coordinator::security::Security;
+use ballast_coordinator::server::{self, Limits, ModelInfo, RunData, StartOptions};
 use ballast_proto::{ErrorCode, Failure};
 use serde_json::json;
 use std::sync::Arc;
@@ -52,13 +53,17 @@ pub(crate) fn prepare(run: &RunFile, model: &BaseModel, screen: &Screen) -> anyh
     Ok(prepared)
 }
 
-/// All that a coordinator is started with: base model opened, data prepared.
+/// All that a coordinator is started with: certificates and tokens read, base model opened, data prepared.
 pub(crate) fn start_options(resolved: Resolved, screen: &Screen) -> anyhow::Result<StartOptions> {
+    // First, because the rest takes time.
+    let security = Security::load(&resolved.run.security)?;
     let model = open_model(&resolved.run, screen)?;
     let prepared = prepare(&resolved.run, &model, screen)?;
     let binary = server::binary_sha256()
         .map_err(|e| Failure::new(ErrorCode::Internal, format!("this binary cannot be read: {e}")))?;
     Ok(StartOptions {
+        security,
+        limits: Limits::of(resolved.run.cluster.workers),
         resolved: Arc::new(resolved),
         model: ModelInfo::of(&model)?,
         data: RunData::of(&prepared),

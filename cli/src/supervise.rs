@@ -1,6 +1,8 @@
 //! Local worker processes: started, watched, and never left behind.
 
+use crate::connection::TOKEN;
 use ballast_coordinator::config::{Cluster, Device};
+use ballast_coordinator::security::LocalAccess;
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -69,14 +71,18 @@ impl LocalWorkers {
         Self { running: JoinSet::new(), workers: Vec::new() }
     }
 
-    /// Starts the workers of the coordinator at `address`, logging into `logs`. They share the cores of this machine when
-    /// the run does not say how many threads each has; on CUDA each has a device of its own.
-    pub(crate) fn spawn(cluster: &Cluster, address: SocketAddr, logs: &Path) -> Result<Self, Failure> {
+    /// Starts the workers of the coordinator at `address`, logging into `logs`.
+    pub(crate) fn spawn(
+        cluster: &Cluster,
+        address: SocketAddr,
+        access: &LocalAccess,
+        logs: &Path,
+    ) -> Result<Self, Failure> {
         let binary = std::env::current_exe()
             .map_err(|e| Failure::new(ErrorCode::Internal, format!("the path of this binary is not known: {e}")))?;
         std::fs::create_dir_all(logs).map_err(|e| failed(logs, &e))?;
         let worker = |number| LocalWorker {
-            command: command(&binary, cluster, address, number),
+            command: command(&binary, cluster, address, access, number),
             log: logs.join(format!("worker-{number}.log")),
             started: Instant::now(),
             short_lives: 0,
@@ -152,6 +158,44 @@ impl LocalWorkers {
     }
 }
 
+/// How worker `number` is started. The workers share the cores of this machine when the run does not say how many threads
+/// each has; on CUDA each has a device of its own.
+fn command(binary: &Path, cluster: &Cluster, address: SocketAddr, access: &LocalAccess, number: usize) -> Command {
+    let mut command = Command::new(binary);
+    let scheme = if access.tls.is_some() { "https" } else { "http" };
+    command.arg("worker").arg("--coordinator").arg(format!("{scheme}://{}", reachable(address)));
+    command.arg("--name").arg(format!("local-{number}"));
+    // Without this process there is no coordinator to join again.
+    command.args(["--rejoin-timeout", "0"]);
+    if let Some(tls) = &access.tls {
+        command.arg("--ca").arg(&tls.ca);
+        if let Some(name) = tls.server_name {
+            command.arg("--server-name").arg(name);
+        }
+        if let Some((certificate, key)) = &tls.identity {
+            command.arg("--certificate").arg(certificate).arg("--private-key").arg(key);
+        }
+    }
+    // The command line is everybody's to read; the environment is its user's alone. One that was meant for this process is
+    // of no use to its workers.
+    match &access.token {
+        Some(token) => command.env(TOKEN, token.reveal()),
+        None => command.env_remove(TOKEN),
+    };
+    if cluster.device == Device::Cuda {
+        command.arg("--device").arg(format!("cuda:{number}"));
+        // They share this machine, so NCCL has no business beyond it.
+        command.env("NCCL_SOCKET_IFNAME", "lo");
+    }
+    if cluster.threads == 0 {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        command.arg("--threads").arg(share(cores, cluster.workers as usize, number).to_string());
+    }
+    // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
+    command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
 impl Ended {
     /// Whether it left as it was told: with the run's own exit code, and without a word of its own.
     pub(crate) fn obeyed(&self, exit_code: u8) -> bool {
@@ -198,27 +242,6 @@ fn failed(what: &Path, error: &io::Error) -> Failure {
     Failure::new(ErrorCode::StorageFailed, format!("{}: {error}", what.display()))
 }
 
-/// How a local worker is started.
-fn command(binary: &Path, cluster: &Cluster, address: SocketAddr, number: usize) -> Command {
-    let mut command = Command::new(binary);
-    command.arg("worker").arg("--coordinator").arg(format!("http://{}", reachable(address)));
-    command.arg("--name").arg(format!("local-{number}"));
-    // Without this process there is no coordinator to join again.
-    command.args(["--rejoin-timeout", "0"]);
-    if cluster.device == Device::Cuda {
-        command.arg("--device").arg(format!("cuda:{number}"));
-        // They share this machine, so NCCL has no business beyond it.
-        command.env("NCCL_SOCKET_IFNAME", "lo");
-    }
-    if cluster.threads == 0 {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        command.arg("--threads").arg(share(cores, cluster.workers as usize, number).to_string());
-    }
-    // A group of its own: Ctrl-C on the terminal reaches the coordinator only, which stops the run in order.
-    command.process_group(0).stdin(Stdio::null()).kill_on_drop(true);
-    command
-}
-
 /// Code and message of a line that a dying `ballast` wrote.
 fn own_words(line: &str) -> Option<(ErrorCode, String)> {
     let (code, message) = line.strip_prefix("error[")?.split_once("]: ")?;
@@ -247,7 +270,7 @@ fn share(cores: usize, count: usize, number: usize) -> usize {
 }
 
 /// Where this machine reaches a coordinator that listens on `address`.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
             IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -260,6 +283,8 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ballast_coordinator::security::LocalTls;
+    use ballast_proto::security::Token;
 
     #[test]
     fn cores_are_shared_out() {
@@ -274,6 +299,22 @@ mod tests {
         assert_eq!(reachable("0.0.0.0:70".parse().unwrap()).to_string(), "127.0.0.1:70");
         assert_eq!(reachable("[::]:70".parse().unwrap()).to_string(), "[::1]:70");
         assert_eq!(reachable("10.0.0.1:70".parse().unwrap()).to_string(), "10.0.0.1:70");
+    }
+
+    #[test]
+    fn a_token_is_never_on_a_command_line() {
+        let secret = "s3cret".repeat(8);
+        let tls = LocalTls { ca: "server.pem".into(), server_name: None, identity: None };
+        let access = LocalAccess { tls: Some(tls), token: Token::parse(&secret).ok() };
+        let address = "0.0.0.0:70".parse().unwrap();
+        let command = command(Path::new("ballast"), &Cluster::default(), address, &access, 0);
+        let command = command.as_std();
+        let arguments: Vec<_> = command.get_args().map(|a| a.to_str().unwrap()).collect();
+        assert!(arguments.starts_with(&["worker", "--coordinator", "https://127.0.0.1:70"]), "{arguments:?}");
+        assert!(arguments.windows(2).any(|pair| pair == ["--ca", "server.pem"]), "{arguments:?}");
+        assert!(arguments.iter().all(|argument| !argument.contains("s3cret")), "{arguments:?}");
+        let told = command.get_envs().find(|(name, _)| *name == TOKEN).and_then(|(_, value)| value);
+        assert_eq!(told.and_then(|value| value.to_str()), Some(secret.as_str()));
     }
 
     #[test]

@@ -9,4 +9,5 @@ mod json;
 pub mod ledger;
 pub mod membership;
 pub mod report;
+pub mod security;
 pub mod server;

@@ -57,8 +57,9 @@ error_table! {
     RunFileBadValue = "B1004", InvalidArgument, false, USAGE, "a value of the run file is out of range or not allowed";
     RunFileContradiction = "B1005", InvalidArgument, false, USAGE, "two values of the run file contradict each other";
     RunFileMissingKey = "B1006", InvalidArgument, false, USAGE, "a required key of the run file is missing";
-    InsecureBind = "B1007", InvalidArgument, false, USAGE, "listening beyond loopback needs --insecure";
+    InsecureBind = "B1007", InvalidArgument, false, USAGE, "what leaves the machine needs TLS and tokens, or --insecure";
     Usage = "B1008", InvalidArgument, false, USAGE, "the command line is not understood";
+    SecurityFile = "B1009", InvalidArgument, false, USAGE, "a certificate, key or token file cannot be used";
 
     DataUnreadable = "B2001", FailedPrecondition, false, FAILED, "a data file cannot be read";
     DataBadRow = "B2002", FailedPrecondition, false, FAILED, "a row of the data is malformed";
@@ -90,6 +91,11 @@ error_table! {
     BindFailed = "B4010", FailedPrecondition, false, FAILED, "the address cannot be listened on";
     BadMessage = "B4011", InvalidArgument, false, FAILED, "a message breaks the protocol";
     RunFull = "B4012", ResourceExhausted, true, RETRY, "the run already has all its workers";
+    Unauthenticated = "B4013", Unauthenticated, false, FAILED, "the token is missing or not known";
+    Forbidden = "B4014", PermissionDenied, false, FAILED, "the token's role may not do this";
+    TlsRefused = "B4015", Unavailable, false, FAILED, "the TLS connection was refused";
+    TooManyConnections = "B4016", ResourceExhausted, true, RETRY, "the coordinator has no room for another connection";
+    DeadlineExceeded = "B4017", DeadlineExceeded, true, RETRY, "the coordinator did not answer in time";
 
     StorageFailed = "B5001", Internal, true, FAILED, "the run directory cannot be written";
     CheckpointCorrupt = "B5002", DataLoss, false, FAILED, "no checkpoint verifies";

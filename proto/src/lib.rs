@@ -8,9 +8,13 @@ mod convert;
 mod error;
 pub mod fault;
 mod secret;
+pub mod security;
 
 pub use error::{Coded, ErrorCode, Failure, exit};
 pub use secret::CommunicatorSecret;
+
+// Every method of every service, as a request names it: `/ballast.v1.Membership/Join`.
+include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 
 /// Version 1 of the protocol, generated from the `.proto` files.
 #[allow(missing_docs, clippy::all, clippy::pedantic, unreachable_pub)]

@@ -1,12 +1,16 @@
 //! One module a command.
 
+mod admin;
 mod audit;
+mod certs;
 mod compare;
 mod config;
 mod coordinator;
 mod doctor;
 mod explain;
 mod prepare;
+mod status;
+mod stop;
 mod train;
 mod worker;
 
@@ -19,6 +23,9 @@ pub(crate) fn run(command: Command, screen: &Screen) -> anyhow::Result<u8> {
         Command::Train(args) => train::run(&args, screen),
         Command::Coordinator(args) => coordinator::run(&args, screen),
         Command::Worker(args) => worker::run(args),
+        Command::Status(args) => status::run(&args),
+        Command::Stop(args) => stop::run(&args, screen),
+        Command::Certs(args) => certs::run(&args),
         Command::Prepare(args) => prepare::run(&args, screen),
         Command::Config(command) => config::run(&command),
         Command::Doctor(args) => doctor::run(&args),

@@ -81,14 +81,17 @@ pub enum ConfigError {
     },
     /// The coordinator would be reachable from other machines, without TLS or tokens.
     #[error(
-        "`cluster.bind` = {value} ({origin}) listens beyond loopback, where anyone could join the run: \
-         bind to 127.0.0.1, or accept it with --insecure (cluster.insecure = true) on a network you trust"
+        "`cluster.bind` = {value} ({origin}) listens beyond loopback, where anyone could join the run: set {missing}, as \
+         `ballast certs` makes them; or bind to 127.0.0.1, or accept it with --insecure (cluster.insecure = true) on a \
+         network you trust"
     )]
     InsecureBind {
         /// The address.
         value: String,
         /// Where it stands.
         origin: Origin,
+        /// The settings that would make it safe.
+        missing: &'static str,
     },
 }
 

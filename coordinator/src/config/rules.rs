@@ -4,8 +4,9 @@ use super::error::{ConfigError, Contradiction, Side};
 use super::kind;
 use super::layers::shown;
 use super::load::Resolved;
-use super::sections::{Cluster, Eval, RunFile};
+use super::sections::{Cluster, Eval, RunFile, Security};
 use super::words::{Device, Dtype, LookAheadMode, PreviewLevel, RowFormat, Turns};
+use std::net::SocketAddr;
 
 /// Applies every rule; the first broken one is told.
 pub(super) fn check(resolved: &Resolved) -> Result<(), ConfigError> {
@@ -19,6 +20,7 @@ pub(super) fn check(resolved: &Resolved) -> Result<(), ConfigError> {
         device(run),
         enough_workers(&run.cluster),
         ladder(&run.cluster),
+        security(&run.security),
     ];
     match rules.into_iter().flatten().next() {
         Some(broken) => Err(broken.told(resolved)),
@@ -55,7 +57,7 @@ impl Resolved {
     /// # Errors
     /// A bad value of `cluster.bind`, when its port is 0.
     pub fn require_port(&self) -> Result<(), ConfigError> {
-        if kind::parse_address(&self.run.cluster.bind).is_none_or(|address| address.port() != 0) {
+        if self.run.cluster.address().is_none_or(|address| address.port() != 0) {
             return Ok(());
         }
         Err(ConfigError::BadValue {
@@ -243,12 +245,51 @@ fn ladder(cluster: &Cluster) -> Option<Broken> {
     None
 }
 
-fn bind(resolved: &Resolved) -> Result<(), ConfigError> {
-    let cluster = &resolved.run.cluster;
-    let loopback = kind::parse_address(&cluster.bind).is_some_and(|address| address.ip().is_loopback());
-    if loopback || cluster.insecure {
-        return Ok(());
+fn security(security: &Security) -> Option<Broken> {
+    let (certificate, key) = (security.certificate.is_some(), security.private_key.is_some());
+    if certificate && !key {
+        return Broken::new("security.certificate", "security.private_key", "a certificate needs its private key");
     }
+    if key && !certificate {
+        return Broken::new("security.private_key", "security.certificate", "a private key needs its certificate");
+    }
+    if security.client_ca.is_some() && !certificate {
+        return Broken::new(
+            "security.client_ca",
+            "security.certificate",
+            "clients can be asked for certificates only over TLS, for which the coordinator needs its own",
+        );
+    }
+    None
+}
+
+impl Security {
+    /// What is missing before strangers may reach the port, in words; `None` when nothing is.
+    #[must_use]
+    pub fn missing(&self) -> Option<&'static str> {
+        match (self.certificate.is_some(), self.token_file.is_some()) {
+            (true, true) => None,
+            (false, true) => Some("security.certificate and security.private_key (TLS)"),
+            (true, false) => Some("security.token_file (tokens)"),
+            (false, false) => {
+                Some("security.certificate and security.private_key (TLS), and security.token_file (tokens)")
+            }
+        }
+    }
+}
+
+impl Cluster {
+    /// The address of `bind`, if it is one.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        kind::parse_address(&self.bind)
+    }
+}
+
+fn bind(resolved: &Resolved) -> Result<(), ConfigError> {
+    let RunFile { cluster, security, .. } = &resolved.run;
+    let loopback = cluster.address().is_some_and(|address| address.ip().is_loopback());
+    let Some(missing) = security.missing().filter(|_| !loopback && !cluster.insecure) else { return Ok(()) };
     let value = value_of(&resolved.run, "cluster.bind");
-    Err(ConfigError::InsecureBind { value, origin: resolved.origin("cluster.bind").clone() })
+    Err(ConfigError::InsecureBind { value, origin: resolved.origin("cluster.bind").clone(), missing })
 }

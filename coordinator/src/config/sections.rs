@@ -25,6 +25,8 @@ pub struct RunFile {
     pub eval: Eval,
     /// Workers, addresses, timeouts.
     pub cluster: Cluster,
+    /// Certificates and tokens.
+    pub security: Security,
     /// When the state is made durable.
     pub checkpoint: Checkpoint,
     /// What a person sees.
@@ -275,7 +277,7 @@ pub struct Cluster {
     pub threads: u32,
     /// Address the coordinator listens on. Port 0 takes a free one (`ballast train` only).
     pub bind: String,
-    /// Let the coordinator listen beyond loopback without TLS and tokens (also `--insecure`).
+    /// Let the coordinator listen beyond loopback although TLS or tokens are not set up (also `--insecure`).
     pub insecure: bool,
     /// Steps of data streamed ahead of training.
     pub prefetch_steps: u32,
@@ -312,6 +314,22 @@ impl Default for Cluster {
             load_ms: 600_000,
         }
     }
+}
+
+/// `[security]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Security {
+    /// The coordinator's certificate (PEM), followed by what signed it; workers then say `https://` and `--ca`. No TLS when
+    /// not given.
+    pub certificate: Option<PathBuf>,
+    /// The private key to it (PEM), readable by nobody else.
+    pub private_key: Option<PathBuf>,
+    /// Authorities (PEM): every client must present a certificate that one of them signed (mutual TLS).
+    pub client_ca: Option<PathBuf>,
+    /// Tokens of workers, operators and observers, one `ROLE TOKEN` a line, readable by nobody else; without it everyone may
+    /// do everything.
+    pub token_file: Option<PathBuf>,
 }
 
 /// `[checkpoint]`

@@ -127,7 +127,7 @@ fn each_refusal_names_key_value_origin_and_what_is_allowed() {
         (with("[trian]"), "B1002: unknown key `trian` (demo.toml, line 1); did you mean the section [train]?".into()),
         (with("epochs = 1"), "B1002: unknown key `epochs` (demo.toml, line 1); did you mean `train.epochs`?".into()),
         (set("", "1"), "B1002: unknown key `` (--set); the sections are run, model, lora, data, lookahead, train, eval, \
-            cluster, checkpoint, observe".into()),
+            cluster, security, checkpoint, observe".into()),
         (load_text(SMALLEST, &[], &[("BALLAST__TRAIN", "1")]), "B1002: unknown key `train` (environment variable \
             BALLAST__TRAIN); the keys of [train] are epochs, max_steps, global_batch, micro_batch_tokens, \
             activation_checkpointing, learning_rate, schedule, warmup_steps, weight_decay, beta1, beta2, epsilon, clip_norm, reduction".into()),
@@ -254,6 +254,9 @@ fn contradictions_tell_both_values_and_the_reason() {
         ),
         (set("model.revision", "main"), "`model.revision`", "`model.source` = \"/"),
         (set("cluster.min_workers", "3"), "`cluster.min_workers` = 3", "`cluster.workers` = 2 (default)"),
+        (set("security.certificate", "c.pem"), "`security.certificate`", "`security.private_key` = nothing"),
+        (set("security.private_key", "c.key"), "`security.private_key`", "`security.certificate` = nothing"),
+        (set("security.client_ca", "ca.pem"), "`security.client_ca`", "`security.certificate` = nothing"),
         (set("cluster.heartbeat_ms", "5000"), "`cluster.heartbeat_ms` = 5000", "`cluster.lease_ms` = 5000 (default)"),
         (set("cluster.lease_ms", "60000"), "`cluster.lease_ms` = 60000", "`cluster.progress_ms` = 60000"),
         (set("cluster.progress_ms", "120001"), "`cluster.progress_ms`", "`cluster.collective_ms` = 120000"),
@@ -291,6 +294,15 @@ fn listening_beyond_loopback_must_be_accepted() {
         "{message}"
     );
     load_text(SMALLEST, &[("cluster.bind", "0.0.0.0:7070"), ("cluster.insecure", "true")], &[]).unwrap();
+    let tls = [("security.certificate", "c.pem"), ("security.private_key", "c.key")];
+    let tokens = [("security.token_file", "tokens")];
+    let open = |settings: &[&[(&str, &str)]]| {
+        load_text(SMALLEST, &[&[("cluster.bind", "0.0.0.0:7070")], settings.concat().as_slice()].concat(), &[])
+    };
+    assert!(refusal(open(&[&tls])).contains(": set security.token_file (tokens), as"));
+    assert!(refusal(open(&[&tokens])).contains(": set security.certificate and security.private_key (TLS), as"));
+    assert!(message.contains("(TLS), and security.token_file (tokens), as"), "{message}");
+    open(&[&tls, &tokens]).unwrap();
     for loopback in ["127.0.0.1:0", "127.9.9.9:1", "[::1]:7070", "localhost:80"] {
         set("cluster.bind", loopback).unwrap();
     }

@@ -4,28 +4,40 @@
 //! session ─┐                          ┌─> sessions (messages to workers)
 //! shards  ─┤ Command   ┌───────────┐  ├─> recorder (ledger, metrics, run.json)
 //! transfer─┼──────────>│  control  │──┤
-//! evaluate─┘           └───────────┘  ├─> view (what the streams follow)
-//!                       membership::step └─> display (events and progress)
+//! evaluate─┤           └───────────┘  ├─> view (what the streams follow)
+//! admin   ─┘            membership::step └─> display (events and progress)
 //! ```
+//!
+//! [`serve`] puts the services on one port: [`incoming`] lets connections in, and [`guard`] decides about every call by the
+//! table in [`methods`].
 
+mod admin;
 mod blueprint;
 mod control;
 mod directory;
 mod display;
 mod evaluate;
 mod finish;
+mod guard;
+mod incoming;
+mod limits;
 mod link;
 mod listen;
+mod methods;
 mod metrics;
 mod progress;
 mod recorder;
 mod relay;
+mod serve;
 mod session;
 mod shards;
 mod transfer;
+mod untrusted;
+mod visitor;
 
 pub use blueprint::{Decode, ModelInfo, RunData};
 pub use finish::RunOutcome;
+pub use limits::Limits;
 pub use metrics::StepMetrics;
 pub use progress::{Progress, RunEvent, RunPhase};
 
@@ -35,14 +47,9 @@ use crate::{
     evaluation::Queue,
     membership::{Event, Settings, State},
     report,
+    security::Security,
 };
-use ballast_proto::{
-    ErrorCode, Failure, exit,
-    v1::{
-        checkpoint_server::CheckpointServer, data_server::DataServer, evaluation_server::EvaluationServer,
-        membership_server::MembershipServer,
-    },
-};
+use ballast_proto::{ErrorCode, Failure, exit};
 use blueprint::Blueprint;
 use control::{Command, Control, View};
 use directory::RunDirectory;
@@ -51,7 +58,7 @@ use finish::Conclusion;
 use link::Link;
 use metrics::MetricsFile;
 use recorder::Recorder;
-use relay::Relay;
+use serve::Services;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -59,16 +66,8 @@ use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::{Instant, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 
-/// Largest message that the server takes: a piece of a checkpoint and some more.
-const MAX_MESSAGE: usize = 8 << 20;
-/// Calls in progress on one connection; a worker has a handful.
-const MAX_CALLS: usize = 32;
-/// Time between HTTP/2 pings, and for their answer: finds connections whose other end is gone without a word.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Commands on their way to the loop.
 const COMMANDS: usize = 256;
 /// Events that a slow listener may lag behind.
@@ -85,6 +84,10 @@ pub struct StartOptions {
     pub data: RunData,
     /// SHA-256 (hex) of this binary, for the record.
     pub binary_sha256: String,
+    /// Its certificate, and the tokens of its callers.
+    pub security: Security,
+    /// What its callers may take of it.
+    pub limits: Limits,
 }
 
 /// What starting led to.
@@ -114,10 +117,10 @@ impl Coordinator {
     /// verifies, the address cannot be listened on, the plan contradicts the run file.
     pub async fn start(options: StartOptions) -> Result<Started, Failure> {
         let started_at = Instant::now();
-        let StartOptions { resolved, model, data, binary_sha256 } = options;
+        let StartOptions { resolved, model, data, binary_sha256, security, limits } = options;
         let blueprint = Arc::new(Blueprint::new(&resolved, model, data, binary_sha256)?);
-        let cluster = &blueprint.run.cluster;
-        let listener = listen::listen(&cluster.bind, cluster.insecure).await?;
+        let listener = listen::listen(&blueprint.run.cluster, &blueprint.run.security).await?;
+        let entrance = Entrance { listener, security, limits };
         let opened = spawn_blocking({
             let blueprint = Arc::clone(&blueprint);
             move || open(&blueprint)
@@ -125,7 +128,7 @@ impl Coordinator {
         match opened.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?? {
             Opened::Finished(outcome) => Ok(Started::Finished(outcome)),
             Opened::Taken { directory, epoch } => {
-                Self::serve(blueprint, *directory, epoch, listener, started_at).await.map(Started::Running)
+                Self::serve(blueprint, *directory, epoch, entrance, started_at).await.map(Started::Running)
             }
         }
     }
@@ -134,9 +137,10 @@ impl Coordinator {
         blueprint: Arc<Blueprint>,
         directory: RunDirectory,
         epoch: u64,
-        listener: TcpListener,
+        entrance: Entrance,
         started_at: Instant,
     ) -> Result<Self, Failure> {
+        let Entrance { listener, security, limits } = entrance;
         let address = listener
             .local_addr()
             .map_err(|e| Failure::new(ErrorCode::BindFailed, format!("the address that was bound: {e}")))?;
@@ -153,7 +157,7 @@ impl Coordinator {
             ..Progress::default()
         });
         let display = Display::new(events_sender, progress_sender);
-        display.emit(RunEvent::Listening { address: address.to_string() });
+        display.emit(RunEvent::Listening { address: address.to_string(), tls: security.tls.is_some() });
         blueprint.warnings.iter().chain(&directory.warnings).for_each(|warning| display.warn(warning.clone()));
 
         let (commands, inbox) = mpsc::channel(COMMANDS);
@@ -182,7 +186,15 @@ impl Coordinator {
         };
         let link = Link { commands: commands.clone(), view: viewer };
         let shutdown = CancellationToken::new();
-        let services = Services { link, blueprint: Arc::clone(&blueprint), store: Arc::clone(&store), epoch };
+        let services = Services {
+            link,
+            blueprint: Arc::clone(&blueprint),
+            store: Arc::clone(&store),
+            epoch,
+            progress: progress.clone(),
+            security,
+            limits,
+        };
         let server = tokio::spawn(services.serve(listener, shutdown.clone()));
         let outcome = tokio::spawn(async move {
             let grace = Duration::from_millis(blueprint.run.cluster.lease_ms);
@@ -276,6 +288,13 @@ fn failed(failure: Failure) -> RunOutcome {
     }
 }
 
+/// Where callers come in, and what they meet there.
+struct Entrance {
+    listener: TcpListener,
+    security: Security,
+    limits: Limits,
+}
+
 /// A run directory, opened.
 enum Opened {
     Taken { directory: Box<RunDirectory>, epoch: u64 },
@@ -324,49 +343,6 @@ fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, evaluat
         prefetch_steps: cluster.prefetch_steps.into(),
         evaluate,
         timeouts: blueprint.timeouts(),
-    }
-}
-
-/// All gRPC services of a coordinator.
-struct Services {
-    link: Link,
-    blueprint: Arc<Blueprint>,
-    store: Arc<dyn crate::checkpoint::Store>,
-    epoch: u64,
-}
-
-impl Services {
-    async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let Self { link, blueprint, store, epoch } = self;
-        let membership = MembershipServer::new(session::MembershipService {
-            link: link.clone(),
-            spec: blueprint.spec(epoch),
-            blueprint: Arc::clone(&blueprint),
-        });
-        let data = DataServer::new(shards::DataService { link: link.clone(), blueprint: Arc::clone(&blueprint) });
-        let checkpoint = CheckpointServer::new(transfer::CheckpointService {
-            link: link.clone(),
-            blueprint,
-            store,
-            relay: Relay::new(),
-        });
-        let evaluation = EvaluationServer::new(evaluate::EvaluationService { link });
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<MembershipServer<session::MembershipService>>().await;
-        let served = Server::builder()
-            .tcp_nodelay(true)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
-            .concurrency_limit_per_connection(MAX_CALLS)
-            .add_service(health_service)
-            .add_service(membership.max_decoding_message_size(MAX_MESSAGE))
-            .add_service(data.max_decoding_message_size(MAX_MESSAGE))
-            .add_service(checkpoint.max_decoding_message_size(MAX_MESSAGE))
-            .add_service(evaluation.max_decoding_message_size(MAX_MESSAGE))
-            .serve_with_incoming_shutdown(TcpListenerStream::new(listener), shutdown.cancelled());
-        if let Err(error) = served.await {
-            tracing::error!("the gRPC server ended: {error}");
-        }
     }
 }
 

@@ -12,6 +12,8 @@ pub enum RunEvent {
     Listening {
         /// At this address.
         address: String,
+        /// Whether over TLS.
+        tls: bool,
     },
     /// A worker was admitted.
     WorkerJoined {

@@ -4,6 +4,7 @@ use super::{
     blueprint::Blueprint,
     control::{Command, Session},
     link::Link,
+    untrusted,
 };
 use crate::membership::{Event, WorkerId};
 use ballast_proto::{
@@ -31,7 +32,9 @@ pub(super) struct MembershipService {
 #[tonic::async_trait]
 impl Membership for MembershipService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
-        let worker_id = self.link.ask(|reply| Command::Join(request.into_inner(), reply)).await??;
+        let request = request.into_inner();
+        untrusted::check("a join", [&*request.version, &*request.display_name, &*request.ring_address])?;
+        let worker_id = self.link.ask(|reply| Command::Join(request, reply)).await??;
         Ok(Response::new(JoinResponse { worker_id, run: Some(self.spec.clone()) }))
     }
 
@@ -68,10 +71,12 @@ impl Membership for MembershipService {
 /// Turns a worker's messages into commands until its stream ends, however it ends.
 async fn read(worker: WorkerId, mut inbound: Streaming<WorkerMessage>, link: &Link, blueprint: &Blueprint) {
     while let Ok(Some(WorkerMessage { message })) = inbound.message().await {
-        let Some(command) = command(worker, message, blueprint) else {
-            let failure = Failure::new(ErrorCode::BadMessage, "an empty message, or a second Hello");
-            let _ = link.tell(Command::Event(Event::Leaving { worker, failure: Some(failure) })).await;
-            return;
+        let command = match command(worker, message, blueprint) {
+            Ok(command) => command,
+            Err(failure) => {
+                let _ = link.tell(Command::Event(Event::Leaving { worker, failure: Some(failure) })).await;
+                return;
+            }
         };
         if link.tell(command).await.is_err() {
             return;
@@ -79,21 +84,30 @@ async fn read(worker: WorkerId, mut inbound: Streaming<WorkerMessage>, link: &Li
     }
 }
 
-fn command(worker: WorkerId, message: Option<Message>, blueprint: &Blueprint) -> Option<Command> {
-    Some(Command::Event(match message? {
-        Message::Hello(_) => return None,
-        Message::Ready(ready) => return Some(Command::Ready(worker, ready)),
-        Message::Draining(draining) => Event::Draining { worker, reason: draining.reason },
-        Message::Heartbeat(heartbeat) => Event::Heartbeat { worker, heartbeat },
-        Message::CommunicatorId(id) => Event::CommunicatorMade { worker, id },
-        Message::StepReport(report) => step_reported(worker, report, blueprint),
-        Message::GenerationFailed(failed) => {
-            Event::GenerationFailed { worker, generation: failed.generation?, reason: failed.reason }
+fn command(worker: WorkerId, message: Option<Message>, blueprint: &Blueprint) -> Result<Command, Failure> {
+    let bad = |what: &str| Failure::new(ErrorCode::BadMessage, what);
+    Ok(Command::Event(match message {
+        None | Some(Message::Hello(_)) => return Err(bad("an empty message, or a second Hello")),
+        Some(Message::Ready(ready)) => {
+            let texts = ready
+                .fingerprint
+                .iter()
+                .flat_map(|f| [&*f.binary_sha256, &*f.backend, &*f.arithmetic, &*f.weights_sha256]);
+            untrusted::check("a numerics fingerprint", texts)?;
+            return Ok(Command::Ready(worker, ready));
         }
-        Message::Leaving(leaving) => {
+        Some(Message::Draining(draining)) => Event::Draining { worker, reason: untrusted::reason(&draining.reason) },
+        Some(Message::Heartbeat(heartbeat)) => Event::Heartbeat { worker, heartbeat },
+        Some(Message::CommunicatorId(id)) => Event::CommunicatorMade { worker, id },
+        Some(Message::StepReport(report)) => step_reported(worker, report, blueprint),
+        Some(Message::GenerationFailed(failed)) => {
+            let generation = failed.generation.ok_or_else(|| bad("a failure of no generation"))?;
+            Event::GenerationFailed { worker, generation, reason: untrusted::reason(&failed.reason) }
+        }
+        Some(Message::Leaving(leaving)) => {
             let failure = (!leaving.error_code.is_empty()).then(|| {
                 let code = leaving.error_code.parse().unwrap_or(ErrorCode::WorkerLost);
-                Failure::new(code, leaving.reason)
+                Failure::new(code, untrusted::reason(&leaving.reason))
             });
             Event::Leaving { worker, failure }
         }

@@ -152,6 +152,10 @@ impl CheckpointService {
         let mut received = BytesMut::new();
         while let Some(message) = self.next(inbound).await? {
             let upload_request::Message::Chunk(chunk) = message else { return Err(bad("a second header").into()) };
+            if chunk.is_empty() {
+                // It would keep the upload alive for ever.
+                return Err(bad("an empty piece").into());
+            }
             if received.len() as u64 + chunk.len() as u64 > total {
                 return Err(bad(format!("more than the {total} bytes that were announced")).into());
             }

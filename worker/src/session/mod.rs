@@ -19,6 +19,7 @@ mod transfer;
 mod upload;
 
 use crate::{Device, WorkerError};
+use ballast_proto::security::{ClientSecurity, Connector};
 use ballast_proto::v1::{JoinRequest, RunSpec};
 use ballast_proto::{ErrorCode, Failure, exit};
 use computing::Computing;
@@ -31,8 +32,10 @@ use tokio::signal::unix::{SignalKind, signal};
 /// What a worker is told on its command line; all else comes from the coordinator.
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
-    /// The coordinator's URL, `http://host:port`.
+    /// The coordinator's URL, `http://host:port` or `https://host:port`.
     pub coordinator: String,
+    /// What the worker trusts, and shows of itself.
+    pub security: ClientSecurity,
     /// Name for people; host and process id when not given.
     pub name: Option<String>,
     /// `host:port` on which the ring listens; port 0 takes a free one.
@@ -45,7 +48,7 @@ pub struct WorkerOptions {
     pub device: Option<Device>,
     /// Compute threads, when not as many as the run says; 0 for all cores.
     pub threads: Option<usize>,
-    /// Let the ring listen beyond loopback without TLS and tokens.
+    /// Let the ring listen beyond loopback: it has no TLS and no tokens.
     pub insecure: bool,
     /// How long the coordinator may be unreachable at the start.
     pub connect_timeout: Duration,
@@ -57,6 +60,7 @@ impl Default for WorkerOptions {
     fn default() -> Self {
         Self {
             coordinator: "http://127.0.0.1:7070".into(),
+            security: ClientSecurity::default(),
             name: None,
             ring_bind: "127.0.0.1:0".into(),
             ring_advertise: None,
@@ -112,6 +116,7 @@ async fn work(
     load: load::Loader,
     terminated: impl Stream<Item = &'static str>,
 ) -> Result<u8, Failure> {
+    let connector = Connector::new(&options.coordinator, &options.security)?;
     let (listener, ring_address) =
         address::listen(&options.ring_bind, options.ring_advertise.as_deref(), options.insecure)?;
     let request = JoinRequest {
@@ -120,8 +125,7 @@ async fn work(
         ring_address,
     };
     let mut terminated = Box::pin(terminated);
-    let url = &options.coordinator;
-    let Some(mut joined) = join(url, &request, options.connect_timeout, &mut terminated).await? else {
+    let Some(mut joined) = join(&connector, &request, options.connect_timeout, &mut terminated).await? else {
         return Ok(exit::RETRY);
     };
     let (mut computing, mut introduced) = (Computing::start(joined.run.clone(), listener, load)?, None);
@@ -139,7 +143,7 @@ async fn work(
         };
         tracing::warn!(%failure, "session lost; joining again");
         introduced = Some(computing.come_back().await?);
-        joined = match join(url, &request, options.rejoin_timeout, &mut terminated).await {
+        joined = match join(&connector, &request, options.rejoin_timeout, &mut terminated).await {
             Ok(Some(joined)) => joined,
             Ok(None) => return Ok(exit::RETRY),
             // Why it had to join again says more than that nobody was there.
@@ -152,13 +156,13 @@ async fn work(
 
 /// Joins; `None` when the process is asked to stop before.
 async fn join(
-    url: &str,
+    connector: &Connector,
     request: &JoinRequest,
     limit: Duration,
     terminated: &mut (impl Stream<Item = &'static str> + Unpin),
 ) -> Result<Option<connect::Joined>, Failure> {
     tokio::select! {
-        joined = connect::join(url, request.clone(), limit) => joined.map(Some),
+        joined = connect::join(connector, request.clone(), limit) => joined.map(Some),
         Some(signal) = terminated.next() => {
             tracing::info!(signal, "stopped before joining");
             Ok(None)

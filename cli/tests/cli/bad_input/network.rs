@@ -29,6 +29,29 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a coordinator that is a web server", "B4011", WORKER, |s| stranger(s, b"HTTP/1.1 200 OK\r\n\r\nhello")),
         case("a coordinator that babbles", "B4011", WORKER, |s| stranger(s, &[0xa5; 4096])),
         case("a coordinator's URL that is none", "B1004", &["worker", "--coordinator", "::"], |_| {}),
+        case("TLS without an authority", "B1004", &["worker", "--coordinator", "https://127.0.0.1:1"], |_| {}),
+        case(
+            "an authority that is none",
+            "B1009",
+            &["worker", "--coordinator", "https://127.0.0.1:1", "--ca", "run.toml"],
+            |_| {},
+        ),
+        case(
+            "a token that would travel in the clear",
+            "B1007",
+            &["status", "--coordinator", "http://192.0.2.1:7070", "--token-file", "token"],
+            |s| s.write_secret("token", "0123456789abcdef0123456789abcdef\n"),
+        ),
+        case(
+            "the coordinator's tokens for a worker's",
+            "B1009",
+            &["worker", "--coordinator", "http://127.0.0.1:1", "--token-file", "tokens"],
+            |s| s.write_secret("tokens", "worker 0123456789abcdef0123456789abcdef\n"),
+        ),
+        case("a status of nothing", "B4005", &["status", "--coordinator", "http://127.0.0.1:{port}"], |s| {
+            drop(s.listen())
+        }),
+        case("certificates for no name", "B1008", &["certs", "--out", "certs", "--host", "two words"], |_| {}),
         case(
             "a ring for everybody",
             "B1007",

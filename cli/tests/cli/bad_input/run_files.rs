@@ -1,6 +1,6 @@
 //! Run files.
 
-use super::cases::{Case, SHOW, case};
+use super::cases::{Case, SHOW, TRAIN, case};
 
 pub(crate) fn cases() -> Vec<Case> {
     let mut cases = vec![
@@ -54,6 +54,33 @@ pub(crate) fn cases() -> Vec<Case> {
         case("previews of answers without loss", "B1005", SHOW, |s| s.before("[lookahead]\nturns = \"all\"")),
         case("token previews of a text", "B1005", SHOW, |s| s.before("[lookahead]\npreview_level = \"token\"")),
         case("a timeout ladder out of order", "B1005", SHOW, |s| s.add("cluster", "lease_ms = 400")),
+        case("a certificate without its key", "B1005", SHOW, |s| s.before("[security]\ncertificate = \"c.pem\"")),
+        case("certificates of clients without TLS", "B1005", SHOW, |s| s.before("[security]\nclient_ca = \"ca.pem\"")),
+        case("a certificate that is not there", "B1009", TRAIN, |s| {
+            s.before("[security]\ncertificate = \"c.pem\"\nprivate_key = \"c.key\"");
+        }),
+        case("a certificate that is none", "B1009", TRAIN, |s| {
+            s.write("c.pem", "hello");
+            s.write_secret("c.key", "hello");
+            s.before("[security]\ncertificate = \"c.pem\"\nprivate_key = \"c.key\"");
+        }),
+        case("tokens that every user can read", "B1009", TRAIN, |s| {
+            s.write("tokens", "worker 0123456789abcdef0123456789abcdef\n");
+            s.chmod("tokens", 0o644);
+            s.before("[security]\ntoken_file = \"tokens\"");
+        }),
+        case("a short token", "B1009", TRAIN, |s| {
+            s.write_secret("tokens", "worker secret\n");
+            s.before("[security]\ntoken_file = \"tokens\"");
+        }),
+        case("tokens for nobody", "B1009", TRAIN, |s| {
+            s.write_secret("tokens", "operator 0123456789abcdef0123456789abcdef\n");
+            s.before("[security]\ntoken_file = \"tokens\"");
+        }),
+        case("a coordinator for everybody with tokens, but without TLS", "B1007", SHOW, |s| {
+            s.replace("127.0.0.1:0", "0.0.0.0:0");
+            s.before("[security]\ntoken_file = \"tokens\"");
+        }),
         case("a revision of a local model", "B1005", SHOW, |s| s.add("model", "revision = \"main\"")),
         case("answers of no tokens", "B1005", SHOW, |s| {
             s.before("[eval]\nheldout = \"rows.jsonl\"\nmax_new_tokens = 0");

@@ -1,8 +1,12 @@
 //! The coordinator over loopback, with workers that speak the protocol and compute nothing.
 
+mod access;
+mod attacks;
+mod authority;
 mod faults;
 mod happy;
 mod resume;
+mod secured;
 mod worker;
 
 use super::*;
@@ -55,6 +59,8 @@ pub(super) fn options(resolved: Arc<Resolved>) -> StartOptions {
         },
         data: RunData { samples: (0..SAMPLES).map(sequence).collect(), sha256: "data".into(), ..RunData::default() },
         binary_sha256: "binary".into(),
+        security: Security::default(),
+        limits: Limits::of(1),
     }
 }
 

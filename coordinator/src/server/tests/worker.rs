@@ -4,6 +4,7 @@ use crate::checkpoint::{self, ADAPTER_MODEL, OPTIMIZER};
 use ballast_basemodel::Projection;
 use ballast_proto::{
     Failure,
+    security::{Channel, ClientSecurity, Connector},
     v1::{
         CoordinatorMessage, DownloadRequest, GenerateResult, Generation, GenerationFormed, Goodbye, HeldState, Hello,
         JoinRequest, NextTaskRequest, NumericsFingerprint, Ready, RunSpec, ScoreResult, ShardRequest, StateFile,
@@ -18,7 +19,7 @@ use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::Streaming;
 
 /// Hash of the state after a step.
 pub(crate) fn state(step: u64) -> Bytes {
@@ -51,7 +52,11 @@ pub(crate) struct FakeWorker {
 }
 
 pub(crate) async fn connect(address: SocketAddr) -> Channel {
-    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+    connect_with(&format!("http://{address}"), &ClientSecurity::default()).await.unwrap()
+}
+
+pub(crate) async fn connect_with(url: &str, security: &ClientSecurity) -> Result<Channel, Failure> {
+    Connector::new(url, security)?.connect().await
 }
 
 pub(crate) fn join_request(name: &str) -> JoinRequest {
@@ -74,7 +79,11 @@ fn fingerprint(arithmetic: &str) -> NumericsFingerprint {
 impl FakeWorker {
     /// Joins and opens the session.
     pub(crate) async fn join(address: SocketAddr, name: &str) -> Result<Self, Failure> {
-        let channel = connect(address).await;
+        Self::join_over(connect(address).await, name).await
+    }
+
+    /// The same, over a connection.
+    pub(crate) async fn join_over(channel: Channel, name: &str) -> Result<Self, Failure> {
         let mut membership = MembershipClient::new(channel.clone());
         let joined = membership.join(join_request(name)).await?.into_inner();
         let (outbound, messages) = mpsc::channel(8);
