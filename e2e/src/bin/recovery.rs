@@ -16,8 +16,13 @@ use std::time::{Duration, Instant};
 
 /// The lease of the run.
 const LEASE: Duration = Duration::from_secs(5);
-const SETTINGS: [&str; 4] =
-    ["cluster.workers=3", "cluster.lease_ms=5000", "cluster.gather_ms=1000", "train.max_steps=1000000"];
+const SETTINGS: [&str; 5] = [
+    "cluster.workers=3",
+    "cluster.lease_ms=5000",
+    "cluster.gather_ms=1000",
+    "train.max_steps=1000000",
+    "train.epochs=1000000",
+];
 
 #[derive(Parser)]
 struct Args {
