@@ -118,7 +118,8 @@ fn line(event: &RunEvent) -> Option<String> {
         RunEvent::WorkerLost { worker, name, reason } => format!("worker {worker} ({name}) is lost: {reason}"),
         RunEvent::Warning { message } => format!("warning: {message}"),
         RunEvent::Stopping { reason } => format!("stopping: {reason}"),
-        RunEvent::Step { .. } | RunEvent::Evaluation { .. } => return None,
+        // A warning comes with it.
+        RunEvent::CheckpointFailed { .. } | RunEvent::Step { .. } | RunEvent::Evaluation { .. } => return None,
     })
 }
 

@@ -52,17 +52,31 @@ impl Manifest {
     /// The version that this code writes and reads.
     pub const FORMAT: u32 = 1;
 
+    /// Reads the manifest of `directory`, and no other file.
+    ///
+    /// # Errors
+    /// In words, why it cannot be read.
+    pub fn read(store: &dyn Store, directory: &str) -> Result<Self, String> {
+        let bytes = store.get(&format!("{directory}/{MANIFEST}")).map_err(|error| error.to_string())?;
+        let manifest: Self = serde_json::from_slice(&bytes).map_err(|e| format!("{directory}/{MANIFEST}: {e}"))?;
+        if manifest.format != Self::FORMAT {
+            return Err(format!("{directory}/{MANIFEST} has format {}, known is {}", manifest.format, Self::FORMAT));
+        }
+        Ok(manifest)
+    }
+
+    /// Epoch of the coordinator that wrote it.
+    pub(super) fn epoch(&self) -> Option<u64> {
+        self.generation.split_once('.')?.0.parse().ok()
+    }
+
     /// Reads the manifest of `directory` and every file it names, verifying sizes and hashes.
     ///
     /// # Errors
     /// In words, what does not verify.
     pub fn verify(store: &dyn Store, directory: &str) -> Result<(Self, Vec<(String, Bytes)>), String> {
         let text = |error: StoreError| error.to_string();
-        let bytes = store.get(&format!("{directory}/{MANIFEST}")).map_err(text)?;
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|e| format!("{directory}/{MANIFEST}: {e}"))?;
-        if manifest.format != Self::FORMAT {
-            return Err(format!("{directory}/{MANIFEST} has format {}, known is {}", manifest.format, Self::FORMAT));
-        }
+        let manifest = Self::read(store, directory)?;
         let mut files = Vec::with_capacity(manifest.files.len());
         for entry in &manifest.files {
             let name = format!("{directory}/{}", entry.name);

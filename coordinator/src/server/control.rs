@@ -42,6 +42,8 @@ pub(super) enum Command {
     StateOf(u64, oneshot::Sender<Option<Vec<u8>>>),
     /// A checkpoint is durable, in this directory.
     Saved { step: u64, path: PathBuf },
+    /// A checkpoint could not be saved, and the run goes on without it.
+    NotSaved { step: u64, reason: String },
     /// A worker wants an evaluation task.
     NextTask { worker: WorkerId, generation: Option<Generation>, reply: TaskReply },
     /// A worker has a result.
@@ -186,9 +188,10 @@ impl Control {
                 let _ = reply.send(self.hashes.get(&step).cloned());
             }
             Command::Saved { step, path } => {
-                self.display.emit(RunEvent::Checkpoint { step, path });
+                self.display.saved(step, path);
                 self.feed(Event::CheckpointSaved { step });
             }
+            Command::NotSaved { step, reason } => self.display.not_saved(step, reason),
             Command::NextTask { worker, generation, reply } => match self.state.rank_in(worker, generation) {
                 Ok(_) => self.waiting.push((worker, reply)),
                 Err(failure) => drop(reply.send(Err(failure))),

@@ -19,6 +19,7 @@ mod listen;
 mod metrics;
 mod progress;
 mod recorder;
+mod saving;
 mod session;
 mod shards;
 mod transfer;
@@ -29,7 +30,7 @@ pub use metrics::StepMetrics;
 pub use progress::{Progress, RunEvent, RunPhase};
 
 use crate::{
-    checkpoint::sha256_hex,
+    checkpoint::{self, sha256_hex},
     config::Resolved,
     evaluation::Queue,
     membership::{Event, Settings, State},
@@ -50,6 +51,7 @@ use finish::Conclusion;
 use link::Link;
 use metrics::MetricsFile;
 use recorder::Recorder;
+use saving::Saver;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
@@ -160,7 +162,7 @@ impl Coordinator {
 
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (view, viewer) = watch::channel(View::of(&state));
-        let RunDirectory { path, store, ledger, record, start, checkpoint, lock, .. } = directory;
+        let RunDirectory { path, files, store, ledger, record, start, checkpoint, lock, .. } = directory;
         let metrics::Opened { file: metrics, earlier, warning } = MetricsFile::open(&path, start.step())?;
         warning.into_iter().for_each(|warning| display.warn(warning));
         let recorder = Recorder::start(ledger, metrics, Arc::clone(&store), commands.clone())?;
@@ -182,14 +184,8 @@ impl Coordinator {
         };
         let link = Link { commands: commands.clone(), view: viewer };
         let shutdown = CancellationToken::new();
-        let services = Services {
-            link,
-            blueprint: Arc::clone(&blueprint),
-            store: Arc::clone(&store),
-            run_directory: path.clone(),
-            start: checkpoint,
-            epoch,
-        };
+        let services =
+            Services { link, blueprint: Arc::clone(&blueprint), store: Arc::clone(&store), start: checkpoint, epoch };
         let server = tokio::spawn(services.serve(listener, shutdown.clone()));
         let outcome = tokio::spawn(async move {
             let grace = Duration::from_millis(blueprint.run.cluster.lease_ms);
@@ -202,6 +198,7 @@ impl Coordinator {
             let conclusion = Conclusion {
                 blueprint,
                 store,
+                files,
                 run_directory: path,
                 total_seconds: started_at.elapsed().as_secs_f64(),
                 earlier,
@@ -306,7 +303,7 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
             failure: None,
             adapter,
             report: Some(directory.path.join(report::REPORT)),
-            checkpoint: directory.checkpoint.map(|c| directory.path.join(c)),
+            checkpoint: directory.checkpoint.map(|c| checkpoint::locate(&*directory.store, &c)),
         }));
     }
     let recipe = directory.record.recipe(blueprint.steps_matter());
@@ -336,28 +333,23 @@ fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, supervi
 struct Services {
     link: Link,
     blueprint: Arc<Blueprint>,
-    store: Arc<dyn crate::checkpoint::Store>,
-    run_directory: std::path::PathBuf,
+    store: Arc<dyn checkpoint::Store>,
     start: Option<String>,
     epoch: u64,
 }
 
 impl Services {
     async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let Self { link, blueprint, store, run_directory, start, epoch } = self;
+        let Self { link, blueprint, store, start, epoch } = self;
         let membership = MembershipServer::new(session::MembershipService {
             link: link.clone(),
             spec: blueprint.spec(epoch),
             blueprint: Arc::clone(&blueprint),
         });
         let data = DataServer::new(shards::DataService { link: link.clone(), blueprint: Arc::clone(&blueprint) });
-        let checkpoint = CheckpointServer::new(transfer::CheckpointService {
-            link: link.clone(),
-            blueprint,
-            store,
-            run_directory,
-            start,
-        });
+        let saver = Arc::new(Saver::new(link.clone(), Arc::clone(&blueprint), Arc::clone(&store)));
+        let checkpoint =
+            CheckpointServer::new(transfer::CheckpointService { link: link.clone(), blueprint, store, saver, start });
         let evaluation = EvaluationServer::new(evaluate::EvaluationService { link });
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<MembershipServer<session::MembershipService>>().await;

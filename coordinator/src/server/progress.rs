@@ -1,6 +1,6 @@
 //! What a person sees while the run goes on.
 
-use crate::membership::MemberStatus;
+use crate::{membership::MemberStatus, report::Checkpoints};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -68,6 +68,13 @@ pub enum RunEvent {
         /// Where it lies.
         path: PathBuf,
     },
+    /// A checkpoint could not be saved, and training goes on without it (`checkpoint.on_failure = "continue"`).
+    CheckpointFailed {
+        /// Its step.
+        step: u64,
+        /// Why.
+        reason: String,
+    },
     /// An evaluation task is done.
     Evaluation {
         /// Tasks done.
@@ -134,6 +141,8 @@ pub struct Progress {
     pub workers_wanted: usize,
     /// Newest step with a durable checkpoint.
     pub checkpoint: Option<u64>,
+    /// Checkpoints of this process.
+    pub checkpoints: Checkpoints,
     /// Evaluation tasks done, and all of them.
     pub evaluation: (usize, usize),
     /// Warnings so far.

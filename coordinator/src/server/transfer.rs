@@ -4,10 +4,9 @@ use super::{
     blueprint::Blueprint,
     control::Command,
     link::{Link, ended},
+    saving::Saver,
 };
-use crate::checkpoint::{
-    self, ADAPTER_MODEL, OPTIMIZER, SaveRequest, Store, sha256_hex, validate_adapter, validate_optimizer,
-};
+use crate::checkpoint::{self, ADAPTER_MODEL, OPTIMIZER, Store, sha256_hex};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{
@@ -17,7 +16,7 @@ use ballast_proto::{
 };
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -31,7 +30,7 @@ pub(super) struct CheckpointService {
     pub(super) link: Link,
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) store: Arc<dyn Store>,
-    pub(super) run_directory: PathBuf,
+    pub(super) saver: Arc<Saver>,
     /// Directory of the checkpoint that training starts from.
     pub(super) start: Option<String>,
 }
@@ -170,34 +169,7 @@ impl CheckpointService {
                 format!("the uploaded state of step {step} is not the one that was committed"),
             ));
         }
-        let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
-        let saved = spawn_blocking(move || {
-            let [adapter, optimizer] = &files;
-            validate_adapter(ADAPTER_MODEL, adapter, &blueprint.shapes)?;
-            validate_optimizer(OPTIMIZER, optimizer, &blueprint.shapes, step)?;
-            let request = SaveRequest {
-                step,
-                generation,
-                state_sha256: &header.state_sha256,
-                adapter,
-                optimizer,
-                config: &blueprint.adapter_config,
-            };
-            let directory = checkpoint::save(&*store, &request)?;
-            checkpoint::retain(&*store, blueprint.run.checkpoint.keep, &directory)?;
-            Ok(directory)
-        });
-        let outcome: Result<String, Failure> =
-            saved.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
-        match outcome {
-            Ok(directory) => self.link.tell(Command::Saved { step, path: self.run_directory.join(directory) }).await,
-            Err(failure) if failure.code == ErrorCode::StorageFailed => {
-                // The worker is not at fault: the run cannot go on.
-                self.link.tell(Command::Event(crate::membership::Event::Failed(failure.clone()))).await?;
-                Err(failure)
-            }
-            Err(failure) => Err(failure),
-        }
+        self.saver.save(step, generation, header.state_sha256, files).await
     }
 
     /// The checkpoint that training starts from, if `step` is its step.

@@ -3,6 +3,7 @@
 mod faults;
 mod happy;
 mod resume;
+mod storage;
 mod worker;
 
 use super::*;

@@ -1,0 +1,90 @@
+//! From a received state to a checkpoint, and what it means when none comes of it.
+
+use super::{blueprint::Blueprint, control::Command, link::Link};
+use crate::{
+    checkpoint::{self, ADAPTER_MODEL, OPTIMIZER, SaveRequest, Store, validate_adapter, validate_optimizer},
+    config::OnFailure,
+    membership::Event,
+};
+use ballast_proto::{ErrorCode, Failure, v1::Generation};
+use bytes::Bytes;
+use std::sync::Arc;
+use tokio::task::spawn_blocking;
+
+/// Makes states durable, one at a time or several at once.
+pub(super) struct Saver {
+    link: Link,
+    blueprint: Arc<Blueprint>,
+    store: Arc<dyn Store>,
+}
+
+/// Why there is no checkpoint.
+enum Unsaved {
+    /// The state is not what it should be.
+    Refused(Failure),
+    /// The store failed, or belongs to another coordinator now.
+    Failed(Failure),
+}
+
+impl Saver {
+    pub(super) fn new(link: Link, blueprint: Arc<Blueprint>, store: Arc<dyn Store>) -> Self {
+        Self { link, blueprint, store }
+    }
+
+    /// Makes the state of a committed step a checkpoint.
+    ///
+    /// # Errors
+    /// When the state is malformed, which is its sender's fault. When the store fails, the run's policy decides: an error
+    /// here means that the run has been told to end.
+    pub(super) async fn save(
+        &self,
+        step: u64,
+        generation: Generation,
+        state_sha256: Bytes,
+        files: [Bytes; 2],
+    ) -> Result<(), Failure> {
+        let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
+        let saving = spawn_blocking(move || write(&blueprint, &*store, step, generation, &state_sha256, &files));
+        match saving.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))? {
+            Ok(directory) => {
+                let path = checkpoint::locate(&*self.store, &directory);
+                self.link.tell(Command::Saved { step, path }).await
+            }
+            Err(Unsaved::Refused(failure)) => Err(failure),
+            Err(Unsaved::Failed(failure)) => self.failed(step, failure).await,
+        }
+    }
+
+    /// A disk that is full now may have room later; a store that was taken over stays so.
+    async fn failed(&self, step: u64, failure: Failure) -> Result<(), Failure> {
+        let last = step >= self.link.view.borrow().end_step;
+        let policy = self.blueprint.run.checkpoint.on_failure;
+        if failure.code == ErrorCode::StorageFailed && policy == OnFailure::Continue && !last {
+            return self.link.tell(Command::NotSaved { step, reason: failure.message }).await;
+        }
+        let which = if last { format!("the last step, {step},") } else { format!("step {step}") };
+        let message = format!("the checkpoint of {which} cannot be saved: {}", failure.message);
+        let failure = Failure::new(failure.code, message);
+        self.link.tell(Command::Event(Event::Failed(failure.clone()))).await?;
+        Err(failure)
+    }
+}
+
+/// Validates and saves a state, then lets old checkpoints go. Blocks.
+fn write(
+    blueprint: &Blueprint,
+    store: &dyn Store,
+    step: u64,
+    generation: Generation,
+    state_sha256: &[u8],
+    [adapter, optimizer]: &[Bytes; 2],
+) -> Result<String, Unsaved> {
+    validate_adapter(ADAPTER_MODEL, adapter, &blueprint.shapes).map_err(Unsaved::Refused)?;
+    validate_optimizer(OPTIMIZER, optimizer, &blueprint.shapes, step).map_err(Unsaved::Refused)?;
+    let config = &blueprint.adapter_config;
+    let request = SaveRequest { step, generation, state_sha256, adapter, optimizer, config };
+    let directory = checkpoint::save(store, &request).map_err(Unsaved::Failed)?;
+    let keep = blueprint.run.checkpoint.keep;
+    checkpoint::retain(store, generation.epoch, keep, &directory).map_err(Unsaved::Failed)?;
+    Ok(directory)
+}
