@@ -3,6 +3,7 @@
 //! `BALLAST_TEST_S3` names a Python interpreter that has it: `make s3-server` makes one and prints its path. Without it these
 //! tests say that they are skipped.
 #![cfg(feature = "remote-stores")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking")]
 
 use ballast_coordinator::checkpoint::{RemoteStore, Store, StoreError, conformance, take_epoch};
 use std::{
@@ -99,6 +100,16 @@ fn a_missing_bucket_is_an_error_that_names_the_place_and_no_secret() {
         let error = format!("{error} {error:?}");
         assert!(error.contains("nobody-made-this") && !error.contains("SECRET"), "{error}");
     }
+}
+
+/// As the coordinator uses one: from blocking threads of a runtime, in whose tasks the last reference may be dropped.
+#[tokio::test]
+async fn a_store_can_be_used_and_dropped_where_a_runtime_is() {
+    let Some(server) = Server::start("a_store_can_be_used_and_dropped_where_a_runtime_is") else { return };
+    let store = std::sync::Arc::new(server.store("inside"));
+    let blocking = std::sync::Arc::clone(&store);
+    tokio::task::spawn_blocking(move || blocking.put("a", b"1").unwrap()).await.unwrap();
+    drop(store);
 }
 
 /// A server that takes connections and never answers.

@@ -220,7 +220,8 @@ fn restart(left: &Platter, ongoing: &Ongoing) -> Result<Promises, String> {
         return Err("run.json is gone".into());
     }
     let latest = life.store.get("latest").map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
-    if !latest.is_empty() && !(latest.starts_with("checkpoints/step-") && latest.ends_with('\n')) {
+    let whole = latest.starts_with("checkpoints/step-") && latest.ends_with('\n');
+    if !latest.is_empty() && !whole {
         return Err(format!("latest holds {latest:?}"));
     }
     life.take(&Shared::default()).map_err(|e| format!("cannot take over: {e}"))?;
