@@ -27,7 +27,6 @@ use std::{
 const ROOT: &str = "/runs/demo";
 const SAMPLES: u64 = 8;
 const STEPS_AN_EPOCH: u64 = 4;
-const KEEP: u32 = 2;
 /// Crashed disks for each operation.
 const OUTCOMES: usize = 3;
 /// Lives of one history.
@@ -184,7 +183,8 @@ impl Life {
         };
         let saved = promise(shared, |p| p.checkpoint = Some(step), || checkpoint::save(&self.store, &request));
         let directory = saved.map_err(|failure| failure.to_string())?;
-        checkpoint::retain(&self.store, self.epoch, KEEP, &directory).map_err(|failure| failure.to_string())
+        let keep = 1 + u32::from(step.is_multiple_of(2));
+        checkpoint::retain(&self.store, self.epoch, keep, &directory).map_err(|failure| failure.to_string())
     }
 
     fn publish(&mut self) -> Result<(), String> {
@@ -218,6 +218,11 @@ fn restart(left: &Platter, ongoing: &Ongoing) -> Result<Promises, String> {
     }
     if kept.run_record && !found.run_record {
         return Err("run.json is gone".into());
+    }
+    let names = life.store.list("checkpoints").map_err(|e| e.to_string())?;
+    for directory in names.iter().filter_map(|name| name.strip_suffix("/manifest.json")) {
+        checkpoint::load(&life.store, directory, &shapes())
+            .map_err(|e| format!("{directory} has a manifest, but {e}"))?;
     }
     let latest = life.store.get("latest").map(|text| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default();
     let whole = latest.starts_with("checkpoints/step-") && latest.ends_with('\n');

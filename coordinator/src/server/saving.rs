@@ -84,7 +84,13 @@ fn write(
     let config = &blueprint.adapter_config;
     let request = SaveRequest { step, generation, state_sha256, adapter, optimizer, config };
     let directory = checkpoint::save(store, &request).map_err(Unsaved::Failed)?;
-    let keep = blueprint.run.checkpoint.keep;
-    checkpoint::retain(store, generation.epoch, keep, &directory).map_err(Unsaved::Failed)?;
+    let policy = &blueprint.run.checkpoint;
+    match checkpoint::retain(store, generation.epoch, policy.keep, &directory) {
+        // There is one checkpoint too many, not too few; the next retention tries again.
+        Err(failure) if failure.code == ErrorCode::StorageFailed && policy.on_failure == OnFailure::Continue => {
+            tracing::warn!("old checkpoints could not be removed: {failure}");
+        }
+        retained => retained.map_err(Unsaved::Failed)?,
+    }
     Ok(directory)
 }
