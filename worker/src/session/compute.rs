@@ -1,12 +1,12 @@
 //! The compute thread: carries out one order after the other, away from the async runtime.
 
 use super::conversation::Event;
-use super::engine::{Engine, Meeting};
+use super::engine::{Engine, Export, Meeting};
 use super::load::Loader;
 use crate::WorkerError;
 use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfig, Solo, TcpRing};
 use crate::progress::Progress;
-use crate::trainer::{ExportedState, StepOutcome};
+use crate::trainer::StepOutcome;
 use ballast_proto::v1::{
     Generation, GenerationFormed, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
     next_task_response::Task, task_result,
@@ -64,7 +64,8 @@ impl Control {
 /// A state on its way to the coordinator.
 pub(super) struct Snapshot {
     pub(super) generation: Generation,
-    pub(super) state: ExportedState,
+    pub(super) step: u64,
+    pub(super) export: Export,
 }
 
 /// What the compute thread is given once.
@@ -155,7 +156,10 @@ impl Computer {
             let outcome = engine.step(&shard)?;
             self.tell(Event::Stepped(report(training.generation, shard.step, &outcome)));
             if shard.checkpoint_after && training.formed.rank == 0 {
-                let snapshot = Snapshot { generation: training.generation, state: engine.export_state()? };
+                let (generation, step) = (training.generation, shard.step);
+                let snapshot = Snapshot { generation, step, export: engine.copy_state()? };
+                // The one before it may still be on its way, and then this waits for others.
+                self.progress.set_phase(Phase::Waiting);
                 if self.snapshots.blocking_send(snapshot).is_err() {
                     return Ok(Trained::Unheard);
                 }

@@ -20,8 +20,8 @@ pub(super) trait Engine {
     fn reset(&mut self) -> Result<(), WorkerError>;
     /// Replaces the state by one exported after `step`.
     fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError>;
-    /// The state as files.
-    fn export_state(&self) -> Result<ExportedState, WorkerError>;
+    /// A copy of the state, and how to make files of it.
+    fn copy_state(&self) -> Result<Export, WorkerError>;
     /// A secret by which the ranks of one generation can meet over NCCL.
     fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError>;
     /// Meets the other ranks of a generation.
@@ -33,6 +33,9 @@ pub(super) trait Engine {
     /// Runs one evaluation task.
     fn evaluate(&mut self, task: &Task) -> Result<task_result::Result, WorkerError>;
 }
+
+/// Makes files of a state that was copied. Takes its time, and needs no engine.
+pub(super) type Export = Box<dyn FnOnce() -> Result<ExportedState, WorkerError> + Send>;
 
 /// How the ranks of a generation meet.
 pub(super) enum Meeting {
@@ -70,8 +73,9 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
         self.trainer.import_state(step, files)
     }
 
-    fn export_state(&self) -> Result<ExportedState, WorkerError> {
-        self.trainer.export_state()
+    fn copy_state(&self) -> Result<Export, WorkerError> {
+        let copy = self.trainer.copy_state()?;
+        Ok(Box::new(move || copy.export()))
     }
 
     fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError> {
