@@ -118,7 +118,7 @@ fn a_store_that_does_not_answer_is_given_up_at_the_deadline() {
     let began = Instant::now();
     let error = store.put("a", b"1").unwrap_err();
     assert!(began.elapsed() >= deadline);
-    let StoreError::Io { source, .. } = &error else { panic!("{error}") };
+    let StoreError::Unavailable { source, .. } = &error else { panic!("{error}") };
     assert_eq!(source.kind(), std::io::ErrorKind::TimedOut);
     assert_eq!(error.to_string(), "cannot write s3://bucket/prefix/a: no answer within 0.3 s");
 }

@@ -6,7 +6,7 @@
 
 use super::{
     directories::complete,
-    manifest::Manifest,
+    manifest::{Manifest, Unverified},
     store::{Store, StoreError},
 };
 use ballast_proto::{ErrorCode, Failure};
@@ -79,10 +79,13 @@ pub fn same_history(store: &dyn Store, ledger_epoch: u64) -> Result<(), Failure>
         return Err(Failure::new(ErrorCode::LedgerElsewhere, message));
     }
     for directory in complete(store)? {
-        // One that cannot be read is passed over when the newest checkpoint is looked for, with the reason.
-        let Some(epoch) = Manifest::read(store, &directory).ok().and_then(|manifest| manifest.epoch()) else {
-            continue;
+        let epoch = match Manifest::read(store, &directory) {
+            Ok(manifest) => manifest.epoch(),
+            Err(Unverified::Unavailable(error)) => return Err(error.into()),
+            // It is passed over when the newest checkpoint is looked for, and the reason told.
+            Err(Unverified::Damaged(_)) => None,
         };
+        let Some(epoch) = epoch else { continue };
         if epoch > ledger_epoch {
             let message = format!(
                 "{directory} in {place} was made by coordinator {epoch}, of whom the ledger in the run directory says \

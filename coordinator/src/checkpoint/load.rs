@@ -3,7 +3,7 @@
 use super::{
     AdapterShapes,
     directories::complete,
-    manifest::Manifest,
+    manifest::{Manifest, Unverified},
     save::{ADAPTER_MODEL, OPTIMIZER, STATE, StateRecord},
     store::Store,
     validate_adapter, validate_optimizer,
@@ -36,9 +36,12 @@ pub fn newest(
 ) -> Result<(Option<Checkpoint>, Vec<String>), Failure> {
     let mut warnings = Vec::new();
     for directory in complete(store)? {
-        match load(store, &directory, shapes).and_then(|c| accept(&c.state).map(|()| c)) {
+        let loaded = load(store, &directory, shapes).and_then(|c| Ok(accept(&c.state).map(|()| c)?));
+        match loaded {
             Ok(checkpoint) => return Ok((Some(checkpoint), warnings)),
-            Err(why) => warnings.push(format!("passed over {directory}: {why}")),
+            // An older one in its place would be a step back for no reason, and the end of this one.
+            Err(Unverified::Unavailable(error)) => return Err(error.into()),
+            Err(Unverified::Damaged(why)) => warnings.push(format!("passed over {directory}: {why}")),
         }
     }
     if warnings.is_empty() {
@@ -51,8 +54,8 @@ pub fn newest(
 /// The checkpoint in `directory`, verified.
 ///
 /// # Errors
-/// In words, what does not verify.
-pub fn load(store: &dyn Store, directory: &str, shapes: &AdapterShapes) -> Result<Checkpoint, String> {
+/// [`Unverified`]
+pub fn load(store: &dyn Store, directory: &str, shapes: &AdapterShapes) -> Result<Checkpoint, Unverified> {
     let (manifest, files) = Manifest::verify(store, directory)?;
     let file = |name: &str| {
         let found = files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone());
@@ -61,7 +64,7 @@ pub fn load(store: &dyn Store, directory: &str, shapes: &AdapterShapes) -> Resul
     let (adapter, optimizer) = (file(ADAPTER_MODEL)?, file(OPTIMIZER)?);
     let state: StateRecord = serde_json::from_slice(&file(STATE)?).map_err(|e| format!("{STATE}: {e}"))?;
     if state.step != manifest.step {
-        return Err(format!("{STATE} is of step {}, the manifest of step {}", state.step, manifest.step));
+        return Err(format!("{STATE} is of step {}, the manifest of step {}", state.step, manifest.step).into());
     }
     validate_adapter(ADAPTER_MODEL, &adapter, shapes).map_err(|e| e.message)?;
     validate_optimizer(OPTIMIZER, &optimizer, shapes, state.step).map_err(|e| e.message)?;

@@ -36,7 +36,7 @@ pub use epoch::{fence, same_history, take_epoch};
 pub use identity::{Identity, RUN_FILE, RunRecord, admit};
 pub use load::{Checkpoint, load, newest};
 pub use local::LocalStore;
-pub use manifest::{FileEntry, MANIFEST, Manifest, sha256_hex};
+pub use manifest::{FileEntry, MANIFEST, Manifest, Unverified, sha256_hex};
 pub use memory::MemoryStore;
 pub use open::open_store;
 pub use peft::{ADAPTER_CONFIG, AdapterConfig};

@@ -51,13 +51,13 @@ impl RemoteStore {
     /// the network yet.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the URL names no bucket, or the environment holds settings that cannot be used.
+    /// [`StoreError::Unavailable`] when the URL names no bucket, or the environment holds settings that cannot be used.
     pub fn open(
         url: &str,
         environment: impl IntoIterator<Item = (String, String)>,
         deadline: Duration,
     ) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Io { action: "open", name: url.to_owned(), source };
+        let failed = |source| StoreError::Unavailable { action: "open", name: url.to_owned(), source };
         let parsed = Url::parse(url).map_err(|error| failed(io::Error::other(error)))?;
         // What reqwest finds installed it uses; another part of the process may have been faster.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -85,7 +85,7 @@ impl RemoteStore {
         name: &str,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, StoreError> {
-        let failed = |source| StoreError::Io { action, name: format!("{}/{name}", self.url), source };
+        let failed = |source| StoreError::Unavailable { action, name: format!("{}/{name}", self.url), source };
         let runtime = self.runtime.as_ref().ok_or_else(|| failed(io::Error::other("the store is closed")))?;
         match runtime.block_on(async { timeout(self.deadline, request).await }) {
             Ok(Ok(answer)) => Ok(answer),

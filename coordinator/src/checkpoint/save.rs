@@ -330,4 +330,48 @@ pub(super) mod tests {
         }
         assert!(saved);
     }
+
+    /// A store of which one object cannot be reached.
+    struct OutOfReach(MemoryStore, String);
+
+    impl Store for OutOfReach {
+        fn place(&self) -> String {
+            self.0.place()
+        }
+        fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+            self.0.put(name, bytes)
+        }
+        fn create(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+            self.0.create(name, bytes)
+        }
+        fn get(&self, name: &str) -> Result<bytes::Bytes, StoreError> {
+            let source = std::io::ErrorKind::TimedOut.into();
+            let unavailable = StoreError::Unavailable { action: "read", name: name.to_owned(), source };
+            if name == self.1 { Err(unavailable) } else { self.0.get(name) }
+        }
+        fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+            self.0.list(prefix)
+        }
+        fn delete(&self, name: &str) -> Result<(), StoreError> {
+            self.0.delete(name)
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_reached_is_not_passed_over_for_an_older_one() {
+        for file in [MANIFEST, OPTIMIZER] {
+            let store = MemoryStore::default();
+            put(&store, 10, 1);
+            let newest_directory = put(&store, 20, 1);
+            let store = OutOfReach(store, format!("{newest_directory}/{file}"));
+            let failure = newest(&store, &shapes(), &|_| Ok(())).unwrap_err();
+            assert_eq!(failure.code, ErrorCode::StorageFailed);
+            assert!(failure.message.contains(&format!("{newest_directory}/{file}")), "{failure}");
+        }
+        let store = MemoryStore::default();
+        let directory = put(&store, 10, 1);
+        let store = OutOfReach(store, format!("{directory}/{MANIFEST}"));
+        let failure = crate::checkpoint::same_history(&store, 0).unwrap_err();
+        assert_eq!(failure.code, ErrorCode::StorageFailed);
+    }
 }

@@ -61,9 +61,19 @@ pub enum StoreError {
     /// There is no such object.
     #[error("{0} does not exist")]
     NotFound(String),
-    /// The store itself failed.
+    /// The disk failed, here and now or for good.
     #[error("cannot {action} {name}: {source}")]
     Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which object.
+        name: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The store could not be asked: of the object nothing is known.
+    #[error("cannot {action} {name}: {source}")]
+    Unavailable {
         /// What was tried.
         action: &'static str,
         /// On which object.

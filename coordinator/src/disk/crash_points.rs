@@ -299,7 +299,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[test]
 fn every_promise_survives_a_crash_after_any_operation() {
-    let (wanted, seed) = (number("BALLAST_CRASH_POINTS", 2000), number("BALLAST_CRASH_SEED", 1));
+    let (wanted, seed) = (number("BALLAST_CRASH_POINTS", 5000), number("BALLAST_CRASH_SEED", 1));
     let tally = Arc::new(Mutex::new(Tally::default()));
     for seed in seed.. {
         history(seed, &tally);

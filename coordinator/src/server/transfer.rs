@@ -179,7 +179,7 @@ impl CheckpointService {
         let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
         let loaded = spawn_blocking(move || checkpoint::load(&*store, &directory, &blueprint.shapes)).await;
         let loaded = loaded.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
-        let checkpoint = loaded.map_err(|why| Failure::new(ErrorCode::CheckpointCorrupt, why))?;
+        let checkpoint = loaded.map_err(Failure::from)?;
         if checkpoint.state.step == step { Ok(checkpoint) } else { Err(missing()) }
     }
 }
