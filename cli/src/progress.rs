@@ -120,7 +120,8 @@ fn line(event: &RunEvent) -> Option<String> {
         RunEvent::Waiting { reason } => format!("waiting: {reason}"),
         RunEvent::Warning { message } => format!("warning: {message}"),
         RunEvent::Stopping { reason } => format!("stopping: {reason}"),
-        RunEvent::Step { .. } | RunEvent::Evaluation { .. } => return None,
+        // A warning comes with it.
+        RunEvent::CheckpointFailed { .. } | RunEvent::Step { .. } | RunEvent::Evaluation { .. } => return None,
     })
 }
 

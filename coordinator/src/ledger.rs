@@ -9,11 +9,13 @@
 
 mod audit;
 mod file;
+mod lines;
 mod samples;
 mod verify;
 
 pub use audit::{Audit, Chapter, Happening, Span, Unproven, audit};
-pub use file::{Ledger, LedgerError, Tail, read};
+pub use file::{Ledger, LedgerError};
+pub use lines::{Tail, read};
 pub use samples::SampleSet;
 pub use verify::{Verified, verify};
 

@@ -4,6 +4,7 @@
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod disk;
 pub mod evaluation;
 mod json;
 pub mod ledger;

@@ -41,6 +41,9 @@ pub struct Report {
     pub workers: Vec<Worker>,
     /// What the ledger proves: every sample was trained exactly once per epoch.
     pub exactly_once: Verified,
+    /// Checkpoints of the process that wrote this.
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
     /// Every generation that committed a step.
     pub generations: Vec<Span>,
     /// Base and tuned model, measured.
@@ -79,6 +82,15 @@ pub struct Throughput {
     pub evaluation_seconds: Option<f64>,
     /// Wall time of this process from opening the run directory to the end, in seconds.
     pub total_seconds: f64,
+}
+
+/// What became of checkpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoints {
+    /// Saved.
+    pub saved: u64,
+    /// Not saved, while training went on (`checkpoint.on_failure = "continue"`).
+    pub failed: u64,
 }
 
 /// One worker.

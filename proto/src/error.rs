@@ -103,6 +103,7 @@ error_table! {
     RunDirectoryInUse = "B5004", FailedPrecondition, false, FAILED, "the run directory is in use or holds another run";
     LedgerCorrupt = "B5005", DataLoss, false, FAILED, "the ledger is damaged";
     ReportUnreadable = "B5006", FailedPrecondition, false, FAILED, "the report or ledger of a run cannot be read";
+    LedgerElsewhere = "B5007", FailedPrecondition, false, FAILED, "the checkpoints belong to another ledger than the run directory's";
 
     NonFinite = "B6001", FailedPrecondition, false, FAILED, "loss or gradient is not finite";
     StateDiverged = "B6002", Internal, false, FAILED, "workers disagree about the training state";

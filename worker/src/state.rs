@@ -41,7 +41,36 @@ pub(crate) struct TrainingState<B: Backend> {
     pub(crate) exponents: Vec<i32>,
 }
 
+/// A copy of a training state in host memory, of which files can be made wherever there is time: away from the thread that trains.
+#[derive(Clone, Debug)]
+pub struct StateCopy {
+    host: HostState,
+    layout: LoraLayout,
+}
+
+impl StateCopy {
+    /// Steps applied to it.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        self.host.step
+    }
+
+    /// The state as files; the adapter's is a pure function of its tensors.
+    ///
+    /// # Errors
+    /// [`WorkerError::Internal`] when a tensor cannot be written.
+    pub fn export(&self) -> Result<ExportedState, WorkerError> {
+        let Self { host, layout } = self;
+        let files = vec![
+            (ADAPTER_FILE.to_owned(), host.adapter_file(layout)?),
+            (OPTIMIZER_FILE.to_owned(), host.optimizer_file(layout)?),
+        ];
+        Ok(ExportedState { step: host.step, state_sha256: host.sha256(), files })
+    }
+}
+
 /// The same on the host.
+#[derive(Clone, Debug)]
 struct HostState {
     step: u64,
     parameters: Vec<f32>,
@@ -76,17 +105,12 @@ impl<B: Backend> TrainingState<B> {
         Ok(self.read(backend)?.sha256())
     }
 
-    /// The state as files; the adapter's is a pure function of its tensors.
-    pub(crate) fn export(&self, backend: &B, layout: &LoraLayout) -> Result<ExportedState, WorkerError> {
-        let host = self.read(backend)?;
-        let files = vec![
-            (ADAPTER_FILE.to_owned(), host.adapter_file(layout)?),
-            (OPTIMIZER_FILE.to_owned(), host.optimizer_file(layout)?),
-        ];
-        Ok(ExportedState { step: host.step, state_sha256: host.sha256(), files })
+    /// The state as it stands, in host memory.
+    pub(crate) fn copy(&self, backend: &B, layout: &LoraLayout) -> Result<StateCopy, WorkerError> {
+        Ok(StateCopy { host: self.read(backend)?, layout: layout.clone() })
     }
 
-    /// Becomes the state that [`TrainingState::export`] put into `files` after `step`; stays as it is when there is
+    /// Becomes the state that [`StateCopy::export`] put into `files` after `step`; stays as it is when there is
     /// anything wrong with them. In place: memory is planned, and has no room for a second state.
     pub(crate) fn import(
         &mut self,
@@ -263,4 +287,43 @@ fn f32_bytes(values: &[f32]) -> Vec<u8> {
 
 fn writing(what: &str, error: &safetensors::SafeTensorError) -> WorkerError {
     WorkerError::Internal(format!("{what} cannot be written: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ballast_basemodel::Architecture;
+    use ballast_kernels::cpu::CpuBackend;
+    use ballast_proto::v1::Lora;
+    use std::time::Instant;
+
+    /// A layout whose state takes about so many megabytes in its two files.
+    fn layout(megabytes: usize) -> LoraLayout {
+        let architecture = Architecture { layers: 24, hidden_size: 1024, ..Architecture::tiny() };
+        let of_rank = |rank: u32| {
+            let lora = Lora { rank, alpha: 1.0, scaling: 1.0, dropout: 0.0, target_modules: vec!["q_proj".into()] };
+            LoraLayout::new(&architecture, &lora).unwrap()
+        };
+        let wanted = megabytes * 1_000_000 / (3 * size_of::<f32>());
+        of_rank((wanted / of_rank(1).parameters()) as u32)
+    }
+
+    #[test]
+    #[ignore = "a measurement (docs/benchmarks.md): prints, and fails only when the files are wrong"]
+    fn seconds_that_a_checkpoint_holds_training_up() {
+        let backend = CpuBackend::new(1).unwrap();
+        for megabytes in [39, 160] {
+            let layout = layout(megabytes);
+            let state = TrainingState::fresh(&backend, &layout, 1).unwrap();
+            let began = Instant::now();
+            let copy = state.copy(&backend, &layout).unwrap();
+            let held_up = began.elapsed();
+            let exported = copy.export().unwrap();
+            let export = began.elapsed() - held_up;
+            let bytes: usize = exported.files.iter().map(|(_, data)| data.len()).sum();
+            let (held_up, export) = (held_up.as_secs_f64(), export.as_secs_f64());
+            println!("{bytes} bytes: copied in {held_up:.3} s, made files of in {export:.3} s");
+            assert_eq!(exported.state_sha256, state.sha256(&backend).unwrap());
+        }
+    }
 }

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use crate::state::ExportedState;
+pub use crate::state::{ExportedState, StateCopy};
 
 /// What one step did; equal on all ranks but for the seconds and `rank_tokens`.
 #[derive(Clone, Debug, PartialEq)]
@@ -227,7 +227,15 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the device fails.
     pub fn export_state(&self) -> Result<ExportedState, WorkerError> {
-        self.state.export(&self.backend, &self.layout)
+        self.copy_state()?.export()
+    }
+
+    /// The state as it stands: what must be done between two steps of exporting it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn copy_state(&self) -> Result<StateCopy, WorkerError> {
+        self.state.copy(&self.backend, &self.layout)
     }
 
     /// Goes back to step 0, with the adapter from the run's seed.

@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 
 /// Name of the run's record.
 pub const RUN_FILE: &str = "run.json";
-const EPOCHS: &str = "epochs";
 
 /// Everything that shapes the bits of a run, as name and value. Two runs with the same identity train the same adapter,
 /// whatever their number of workers and threads; only the number of steps may grow.
@@ -125,7 +124,7 @@ impl RunRecord {
     }
 }
 
-/// Decides whether this run may use a run directory; returns what the directory holds already.
+/// Decides whether this run may use a store; returns what it holds already.
 ///
 /// # Errors
 /// `RunDirectoryInUse` when it holds a run of another name, or any run where `resume` forbids continuing one;
@@ -136,21 +135,23 @@ pub fn admit(store: &dyn Store, run: &RunRecord, resume: Resume) -> Result<Optio
         Err(StoreError::NotFound(_)) => return Ok(None),
         Err(e) => return Err(e.into()),
     };
+    let place = store.place();
     let mismatch = |message: String| Err(Failure::new(ErrorCode::CheckpointMismatch, message));
     let there: RunRecord = match serde_json::from_slice(&bytes) {
         Ok(record) => record,
-        Err(e) => return mismatch(format!("{RUN_FILE} of the run directory cannot be read: {e}")),
+        Err(e) => return mismatch(format!("{RUN_FILE} of {place} cannot be read: {e}")),
     };
     let in_use = |message: String| Err(Failure::new(ErrorCode::RunDirectoryInUse, message));
     if resume == Resume::Never {
         return in_use(format!(
-            "the run directory holds run {:?} already and checkpoint.resume is \"never\": choose another run.dir",
+            "{place} holds run {:?} already and checkpoint.resume is \"never\": choose another run.dir or \
+             checkpoint.store",
             there.name
         ));
     }
     if there.name != run.name {
         return in_use(format!(
-            "the run directory holds run {:?}, this is {:?}: choose another run.dir",
+            "{place} holds run {:?}, this is {:?}: choose another run.dir or checkpoint.store",
             there.name, run.name
         ));
     }
@@ -160,34 +161,17 @@ pub fn admit(store: &dyn Store, run: &RunRecord, resume: Resume) -> Result<Optio
     let differences = there.identity.differences(&run.identity);
     if !differences.is_empty() {
         return mismatch(format!(
-            "the run directory holds a run that differs in {}: undo the change or choose another run.dir",
+            "{place} holds a run that differs in {}: undo the change or choose another run.dir or checkpoint.store",
             differences.join(", ")
         ));
     }
     if run.total_steps < there.total_steps {
         return mismatch(format!(
-            "the run directory holds a run of {} steps, this one has {}: steps may be added, not taken away",
+            "{place} holds a run of {} steps, this one has {}: steps may be added, not taken away",
             there.total_steps, run.total_steps
         ));
     }
     Ok(Some(there))
-}
-
-/// Takes the next coordinator epoch, for good.
-///
-/// # Errors
-/// `RunDirectoryInUse` when another coordinator took it at the same moment; `StorageFailed` when the store fails.
-pub fn take_epoch(store: &dyn Store) -> Result<u64, Failure> {
-    let newest = store.list(EPOCHS)?.iter().filter_map(|name| name.rsplit('/').next()?.parse().ok()).max();
-    let epoch: u64 = newest.unwrap_or(0) + 1;
-    match store.create(&format!("{EPOCHS}/{epoch:08}"), format!("process {}\n", std::process::id()).as_bytes()) {
-        Ok(()) => Ok(epoch),
-        Err(StoreError::Exists(_)) => {
-            let message = format!("another coordinator has just taken epoch {epoch} of this run directory");
-            Err(Failure::new(ErrorCode::RunDirectoryInUse, message))
-        }
-        Err(e) => Err(e.into()),
-    }
 }
 
 #[cfg(test)]
@@ -268,12 +252,5 @@ mod tests {
         assert_eq!(short.recipe(false), long.recipe(false));
         assert_ne!(short.recipe(true), long.recipe(true));
         assert_ne!(short.recipe(false), record(|run| run.run.seed = 1, 5).recipe(false));
-    }
-
-    #[test]
-    fn epochs_rise() {
-        let store = MemoryStore::default();
-        assert_eq!((take_epoch(&store).unwrap(), take_epoch(&store).unwrap()), (1, 2));
-        assert_eq!(store.list("epochs").unwrap(), ["epochs/00000001", "epochs/00000002"]);
     }
 }

@@ -20,6 +20,10 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
+    fn place(&self) -> String {
+        "memory".to_owned()
+    }
+
     fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         check_name(name)?;
         self.objects().insert(name.to_owned(), Bytes::copy_from_slice(bytes));

@@ -14,23 +14,36 @@
 
 mod adapter;
 pub mod conformance;
+mod directories;
+mod epoch;
+#[cfg(test)]
+mod full_disk;
 mod identity;
+mod load;
 mod local;
 mod manifest;
 mod memory;
+mod open;
 mod peft;
+#[cfg(feature = "remote-stores")]
+mod remote;
 mod save;
 mod store;
 mod tensors;
 
 pub use adapter::{FinalAdapter, publish_adapter};
-pub use identity::{Identity, RUN_FILE, RunRecord, admit, take_epoch};
+pub use epoch::{fence, same_history, take_epoch};
+pub use identity::{Identity, RUN_FILE, RunRecord, admit};
+pub use load::{Checkpoint, load, newest};
 pub use local::LocalStore;
-pub use manifest::{FileEntry, MANIFEST, Manifest, sha256_hex};
+pub use manifest::{FileEntry, MANIFEST, Manifest, Unverified, sha256_hex};
 pub use memory::MemoryStore;
+pub use open::open_store;
 pub use peft::{ADAPTER_CONFIG, AdapterConfig};
-pub use save::{ADAPTER_MODEL, Checkpoint, OPTIMIZER, STATE, SaveRequest, StateRecord, load, newest, retain, save};
-pub use store::{Store, StoreError};
+#[cfg(feature = "remote-stores")]
+pub use remote::RemoteStore;
+pub use save::{ADAPTER_MODEL, OPTIMIZER, STATE, SaveRequest, StateRecord, retain, save};
+pub use store::{Store, StoreError, locate};
 pub use tensors::{AdapterShapes, validate_adapter, validate_optimizer};
 
 #[cfg(test)]

@@ -1,17 +1,15 @@
-//! Writing checkpoints, finding the newest that verifies, and letting go of old ones.
+//! Writing checkpoints, and letting go of old ones.
 
 use super::{
-    AdapterShapes, StoreError,
+    directories::{directories, directory, is_complete, parse_directory},
+    epoch::fence,
     manifest::{FileEntry, MANIFEST, Manifest},
     peft::{ADAPTER_CONFIG, AdapterConfig},
-    store::Store,
-    validate_adapter, validate_optimizer,
+    store::{Store, StoreError},
 };
 use crate::json;
 use ballast_proto::{ErrorCode, Failure, fault, v1::Generation};
-use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use std::{cmp::Reverse, collections::BTreeMap};
 
 /// Adapter weights, with PEFT's names.
 pub const ADAPTER_MODEL: &str = "adapter_model.safetensors";
@@ -20,7 +18,6 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// What the tensors do not say.
 pub const STATE: &str = "state.json";
 
-const CHECKPOINTS: &str = "checkpoints";
 const LATEST: &str = "latest";
 
 /// `state.json`.
@@ -52,33 +49,11 @@ pub struct SaveRequest<'a> {
     pub config: &'a AdapterConfig,
 }
 
-/// A checkpoint that verifies.
-#[derive(Clone, Debug)]
-pub struct Checkpoint {
-    /// Where it lies in the store.
-    pub directory: String,
-    /// `state.json`.
-    pub state: StateRecord,
-    /// Bytes of `adapter_model.safetensors`.
-    pub adapter: Bytes,
-    /// Bytes of `optimizer.safetensors`.
-    pub optimizer: Bytes,
-}
-
-fn directory(step: u64, generation: u64) -> String {
-    format!("{CHECKPOINTS}/step-{step:08}.g{generation}")
-}
-
-/// Step and generation number of a checkpoint's directory name.
-fn parse_directory(name: &str) -> Option<Age> {
-    let (step, generation) = name.strip_prefix("step-")?.split_once(".g")?;
-    Some((step.parse().ok()?, generation.parse().ok()?))
-}
-
 /// Writes a checkpoint: its files, then the manifest, then `latest`. Saving the same state again changes nothing.
 ///
 /// # Errors
-/// When the store fails, or holds another state under the same step and generation.
+/// `StorageFailed` when the store fails, or holds another state under the same step and generation; `RunDirectoryInUse` when
+/// another coordinator has taken the store over.
 pub fn save(store: &dyn Store, request: &SaveRequest<'_>) -> Result<String, Failure> {
     let directory = directory(request.step, request.generation.number);
     let state = StateRecord {
@@ -99,95 +74,45 @@ pub fn save(store: &dyn Store, request: &SaveRequest<'_>) -> Result<String, Fail
     };
     let manifest = json::file(&manifest);
     let manifest_name = format!("{directory}/{MANIFEST}");
-    match store.get(&manifest_name) {
-        Ok(existing) if existing == manifest => return Ok(directory),
-        Ok(_) => {
-            let message = format!("{directory} exists already and holds another state");
-            return Err(Failure::new(ErrorCode::StorageFailed, message));
-        }
-        Err(StoreError::NotFound(_)) => {}
-        Err(e) => return Err(e.into()),
+    if is_there(store, &manifest_name, &manifest)? {
+        return Ok(directory);
     }
     for (name, bytes) in files {
         store.put(&format!("{directory}/{name}"), bytes)?;
         fault::point("checkpoint", request.step);
     }
-    store.create(&manifest_name, &manifest)?;
+    fence(store, request.generation.epoch)?;
+    match store.create(&manifest_name, &manifest) {
+        // Ours all the same, if a network lost the answer and the client asked again.
+        Err(StoreError::Exists(_)) if is_there(store, &manifest_name, &manifest)? => {}
+        created => created?,
+    }
     fault::point("manifest", request.step);
     store.put(LATEST, format!("{directory}\n").as_bytes())?;
     Ok(directory)
 }
 
-/// Step and generation number of a checkpoint: its age.
-type Age = (u64, u64);
-
-/// Files of every checkpoint directory, newest first.
-fn directories(store: &dyn Store) -> Result<Vec<(Age, Vec<String>)>, StoreError> {
-    let mut found: BTreeMap<Reverse<Age>, Vec<String>> = BTreeMap::new();
-    for name in store.list(CHECKPOINTS)? {
-        let key = name.split('/').nth(1).and_then(parse_directory);
-        if let Some(key) = key {
-            found.entry(Reverse(key)).or_default().push(name);
+/// Whether the store holds this manifest already.
+fn is_there(store: &dyn Store, name: &str, manifest: &[u8]) -> Result<bool, Failure> {
+    match store.get(name) {
+        Ok(existing) if existing == manifest => Ok(true),
+        Ok(_) => {
+            let message = format!("{name} exists already and is of another state");
+            Err(Failure::new(ErrorCode::StorageFailed, message))
         }
+        Err(StoreError::NotFound(_)) => Ok(false),
+        Err(e) => Err(e.into()),
     }
-    Ok(found.into_iter().map(|(Reverse(key), files)| (key, files)).collect())
-}
-
-fn is_complete(files: &[String]) -> bool {
-    files.iter().any(|name| name.rsplit('/').next() == Some(MANIFEST))
-}
-
-/// The newest checkpoint that verifies and that `accept` (the ledger) knows, with a warning for every newer one that was
-/// passed over. Directories without a manifest were never complete and are ignored.
-///
-/// # Errors
-/// `CheckpointCorrupt` when there are checkpoints but none is good; `StorageFailed` when the store fails.
-pub fn newest(
-    store: &dyn Store,
-    shapes: &AdapterShapes,
-    accept: &dyn Fn(&StateRecord) -> Result<(), String>,
-) -> Result<(Option<Checkpoint>, Vec<String>), Failure> {
-    let mut warnings = Vec::new();
-    for ((step, generation), _) in directories(store)?.into_iter().filter(|(_, files)| is_complete(files)) {
-        let directory = directory(step, generation);
-        match load(store, &directory, shapes).and_then(|c| accept(&c.state).map(|()| c)) {
-            Ok(checkpoint) => return Ok((Some(checkpoint), warnings)),
-            Err(why) => warnings.push(format!("passed over {directory}: {why}")),
-        }
-    }
-    if warnings.is_empty() {
-        return Ok((None, warnings));
-    }
-    let message = format!("no checkpoint verifies; {}", warnings.join("; "));
-    Err(Failure::new(ErrorCode::CheckpointCorrupt, message))
-}
-
-/// The checkpoint in `directory`, verified.
-///
-/// # Errors
-/// In words, what does not verify.
-pub fn load(store: &dyn Store, directory: &str, shapes: &AdapterShapes) -> Result<Checkpoint, String> {
-    let (manifest, files) = Manifest::verify(store, directory)?;
-    let file = |name: &str| {
-        let found = files.iter().find(|(n, _)| n == name).map(|(_, bytes)| bytes.clone());
-        found.ok_or_else(|| format!("its manifest has no {name}"))
-    };
-    let (adapter, optimizer) = (file(ADAPTER_MODEL)?, file(OPTIMIZER)?);
-    let state: StateRecord = serde_json::from_slice(&file(STATE)?).map_err(|e| format!("{STATE}: {e}"))?;
-    if state.step != manifest.step {
-        return Err(format!("{STATE} is of step {}, the manifest of step {}", state.step, manifest.step));
-    }
-    validate_adapter(ADAPTER_MODEL, &adapter, shapes).map_err(|e| e.message)?;
-    validate_optimizer(OPTIMIZER, &optimizer, shapes, state.step).map_err(|e| e.message)?;
-    Ok(Checkpoint { directory: directory.to_owned(), state, adapter, optimizer })
 }
 
 /// Keeps the checkpoint just saved in `saved` and the `keep - 1` before it; removes the others, and what was never
-/// completed. Newer ones than `saved` were passed over when the run went back, and the ledger has voided their steps.
+/// completed. Newer ones than `saved` were passed over when the run went back, and the ledger has voided their steps; or they
+/// are those of a newer coordinator than that of `epoch`, who then has nothing more to say.
 ///
 /// # Errors
-/// When the store fails; what is left is then still a set of complete checkpoints.
-pub fn retain(store: &dyn Store, keep: u32, saved: &str) -> Result<(), StoreError> {
+/// When the store fails or has been taken over; what is left is then still a set of complete checkpoints.
+pub fn retain(store: &dyn Store, epoch: u64, keep: u32, saved: &str) -> Result<(), Failure> {
+    fence(store, epoch)?;
     let saved = saved.rsplit('/').next().and_then(parse_directory);
     let mut kept = 0;
     for (key, mut files) in directories(store)? {
@@ -204,10 +129,12 @@ pub fn retain(store: &dyn Store, keep: u32, saved: &str) -> Result<(), StoreErro
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::checkpoint::{LocalStore, MemoryStore, tensors::tests as fixtures};
+    use crate::checkpoint::{AdapterShapes, LocalStore, MemoryStore, newest, take_epoch, tensors::tests as fixtures};
+    use crate::disk::simulated::{Platter, SimulatedDisk};
     use ballast_basemodel::Projection;
+    use std::{path::Path, sync::Arc};
 
     fn shapes() -> AdapterShapes {
         AdapterShapes::new(&fixtures::architecture(), 2, &[Projection::Q])
@@ -225,7 +152,11 @@ mod tests {
         }
     }
 
-    fn put(store: &dyn Store, step: u64, generation: u64) -> String {
+    pub(crate) fn put(store: &dyn Store, step: u64, generation: u64) -> String {
+        try_put(store, step, generation).unwrap()
+    }
+
+    pub(crate) fn try_put(store: &dyn Store, step: u64, generation: u64) -> Result<String, Failure> {
         let adapter = fixtures::adapter(&shapes(), step as f32);
         let optimizer = fixtures::optimizer(&shapes(), 0.5, step);
         let request = SaveRequest {
@@ -236,10 +167,10 @@ mod tests {
             optimizer: &optimizer,
             config: &config(),
         };
-        save(store, &request).unwrap()
+        save(store, &request)
     }
 
-    fn newest_step(store: &dyn Store) -> (Option<u64>, usize) {
+    pub(crate) fn newest_step(store: &dyn Store) -> (Option<u64>, usize) {
         let (found, warnings) = newest(store, &shapes(), &|_| Ok(())).unwrap();
         (found.map(|c| c.state.step), warnings.len())
     }
@@ -278,6 +209,32 @@ mod tests {
             config: &config(),
         };
         assert_eq!(save(&store, &other).unwrap_err().code, ErrorCode::StorageFailed);
+    }
+
+    #[test]
+    fn a_coordinator_that_was_replaced_publishes_and_deletes_nothing() {
+        let store = MemoryStore::default();
+        take_epoch(&store).unwrap();
+        let saved = put(&store, 10, 1);
+        take_epoch(&store).unwrap();
+        let adapter = fixtures::adapter(&shapes(), 11.0);
+        let optimizer = fixtures::optimizer(&shapes(), 0.5, 11);
+        let request = SaveRequest {
+            step: 11,
+            generation: Generation::new(1, 1),
+            state_sha256: &[11; 32],
+            adapter: &adapter,
+            optimizer: &optimizer,
+            config: &config(),
+        };
+        assert_eq!(save(&store, &request).unwrap_err().code, ErrorCode::RunDirectoryInUse);
+        assert_eq!(retain(&store, 1, 1, &saved).unwrap_err().code, ErrorCode::RunDirectoryInUse);
+        assert_eq!(newest_step(&store), (Some(10), 0));
+        assert_eq!(store.get(LATEST).unwrap(), format!("{saved}\n"));
+        // The new one finds the half-written directory, and removes it with its next checkpoint.
+        let second = SaveRequest { generation: Generation::new(2, 2), ..request };
+        retain(&store, 2, 1, &save(&store, &second).unwrap()).unwrap();
+        assert_eq!(steps_left(&store), [11]);
     }
 
     #[test]
@@ -330,9 +287,9 @@ mod tests {
         let store = MemoryStore::default();
         let saved = [10, 20, 30, 40].map(|step| put(&store, step, 1));
         store.delete("checkpoints/step-00000020.g1/manifest.json").unwrap();
-        retain(&store, 2, &saved[3]).unwrap();
+        retain(&store, 1, 2, &saved[3]).unwrap();
         assert_eq!(steps_left(&store), [40, 30]);
-        retain(&store, 0, &saved[3]).unwrap();
+        retain(&store, 1, 0, &saved[3]).unwrap();
         assert_eq!(steps_left(&store), [40]);
     }
 
@@ -343,7 +300,80 @@ mod tests {
         store.put("checkpoints/step-00000010.g1/state.json", b"{").unwrap();
         put(&store, 4, 1);
         let saved = put(&store, 6, 2);
-        retain(&store, 1, &saved).unwrap();
+        retain(&store, 1, 1, &saved).unwrap();
         assert_eq!(steps_left(&store), [6]);
+    }
+
+    /// Whatever operation of a save is the first to find no room.
+    #[test]
+    fn a_disk_that_fills_up_in_the_middle_costs_only_the_checkpoint_that_was_being_saved() {
+        let mut saved = false;
+        for operations in 0.. {
+            let disk = SimulatedDisk::new(Platter::default());
+            let store = LocalStore::open_on(Arc::new(disk.clone()), Path::new("/run")).unwrap();
+            put(&store, 10, 1);
+            disk.fill_up_after(operations);
+            saved = try_put(&store, 20, 1).is_ok();
+            // Only `latest` may be missing after the manifest is there.
+            let published = store.get(&format!("checkpoints/step-00000020.g1/{MANIFEST}")).is_ok();
+            assert!(published || !saved);
+            assert_eq!(
+                newest_step(&store),
+                (Some(if published { 20 } else { 10 }), 0),
+                "after {operations} operations"
+            );
+            disk.make_room();
+            put(&store, 20, 1);
+            assert_eq!(newest_step(&store), (Some(20), 0), "after {operations} operations");
+            if saved {
+                assert!(operations >= 20, "{operations} operations make a checkpoint");
+                break;
+            }
+        }
+        assert!(saved);
+    }
+
+    /// A store of which one object cannot be reached.
+    struct OutOfReach(MemoryStore, String);
+
+    impl Store for OutOfReach {
+        fn place(&self) -> String {
+            self.0.place()
+        }
+        fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+            self.0.put(name, bytes)
+        }
+        fn create(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+            self.0.create(name, bytes)
+        }
+        fn get(&self, name: &str) -> Result<bytes::Bytes, StoreError> {
+            let source = std::io::ErrorKind::TimedOut.into();
+            let unavailable = StoreError::Unavailable { action: "read", name: name.to_owned(), source };
+            if name == self.1 { Err(unavailable) } else { self.0.get(name) }
+        }
+        fn list(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+            self.0.list(prefix)
+        }
+        fn delete(&self, name: &str) -> Result<(), StoreError> {
+            self.0.delete(name)
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_reached_is_not_passed_over_for_an_older_one() {
+        for file in [MANIFEST, OPTIMIZER] {
+            let store = MemoryStore::default();
+            put(&store, 10, 1);
+            let newest_directory = put(&store, 20, 1);
+            let store = OutOfReach(store, format!("{newest_directory}/{file}"));
+            let failure = newest(&store, &shapes(), &|_| Ok(())).unwrap_err();
+            assert_eq!(failure.code, ErrorCode::StorageFailed);
+            assert!(failure.message.contains(&format!("{newest_directory}/{file}")), "{failure}");
+        }
+        let store = MemoryStore::default();
+        let directory = put(&store, 10, 1);
+        let store = OutOfReach(store, format!("{directory}/{MANIFEST}"));
+        let failure = crate::checkpoint::same_history(&store, 0).unwrap_err();
+        assert_eq!(failure.code, ErrorCode::StorageFailed);
     }
 }

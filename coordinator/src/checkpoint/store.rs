@@ -2,12 +2,16 @@
 
 use ballast_proto::{Coded, ErrorCode, Failure};
 use bytes::Bytes;
+use std::path::PathBuf;
 
 /// A store of named objects. Names are `/`-separated paths of plain segments (see [`check_name`]).
 ///
 /// Every call is atomic and durable when it returns: a reader sees an object whole or not at all, also after a crash.
-/// The calls block; the server makes them from blocking threads.
+/// The calls block, for as long as a disk or a network takes: they are made from blocking threads, never from tasks.
 pub trait Store: Send + Sync + 'static {
+    /// Where it is, for people: a directory or a URL.
+    fn place(&self) -> String;
+
     /// Writes an object, replacing one of the same name.
     ///
     /// # Errors
@@ -39,6 +43,12 @@ pub trait Store: Send + Sync + 'static {
     fn delete(&self, name: &str) -> Result<(), StoreError>;
 }
 
+/// Where an object or a directory of them lies, for people.
+#[must_use]
+pub fn locate(store: &dyn Store, name: &str) -> PathBuf {
+    [store.place().as_str(), name].iter().collect()
+}
+
 /// What a store can fail with.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -51,9 +61,19 @@ pub enum StoreError {
     /// There is no such object.
     #[error("{0} does not exist")]
     NotFound(String),
-    /// The store itself failed.
+    /// The disk failed, here and now or for good.
     #[error("cannot {action} {name}: {source}")]
     Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which object.
+        name: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The store could not be asked: of the object nothing is known.
+    #[error("cannot {action} {name}: {source}")]
+    Unavailable {
         /// What was tried.
         action: &'static str,
         /// On which object.

@@ -101,6 +101,8 @@ pub const KEYS: &[Key] = &[
     key("checkpoint.every", Integer(0, i64::MAX)),
     key("checkpoint.keep", Integer(1, 1_000_000)),
     key("checkpoint.resume", Word(&["auto", "never"])),
+    key("checkpoint.store", Store),
+    key("checkpoint.on_failure", Word(&["stop", "continue"])),
     key("observe.log_every", Integer(1, i64::MAX)),
 ];
 

@@ -32,6 +32,8 @@ pub enum Kind {
     Template,
     /// An IP address (or `localhost`) and a port.
     Address,
+    /// Nothing, or the URL of a place for checkpoints.
+    Store,
     /// One of these words.
     Word(&'static [&'static str]),
     /// A list of known words, or the one word that stands for all.
@@ -51,6 +53,9 @@ pub(super) enum Refusal {
     /// Its type is right, but this is wrong with it.
     Value(String),
 }
+
+/// What the URL of a store looks like.
+const STORES: &[&str] = &["s3://bucket/prefix", "gs://bucket/prefix", "az://container/prefix", "file:///directory"];
 
 /// Longest run name: it is a component of file names.
 const LONGEST_NAME: usize = 100;
@@ -76,6 +81,7 @@ impl Kind {
             Self::Model => "a directory, a GGUF file, or `hf:org/name`".into(),
             Self::Template => "`model`, the name of a built-in template, or the path of a Jinja file".into(),
             Self::Address => "an IP address or `localhost`, a colon and a port, such as `127.0.0.1:7070`".into(),
+            Self::Store => format!("nothing, or a URL: {}", quoted(STORES)),
             Self::Word([word]) => format!("`{word}`"),
             Self::Word(words) => format!("one of {}", quoted(words)),
             Self::Words { all, known } => format!("`{all}`, or a list of different names out of {}", quoted(known)),
@@ -127,11 +133,17 @@ impl Kind {
             (Self::Path | Self::Paths | Self::Template, Value::String(text)) => check_path(text)?,
             (Self::Model, Value::String(text)) => check_model(text)?,
             (Self::Address, Value::String(text)) => check_address(text)?,
+            (Self::Store, Value::String(text)) => check_store(text)?,
             (Self::Word(words), Value::String(text)) => check_word(words, text)?,
             (Self::Words { all, .. }, Value::String(text)) => check_word(&[all], text)?,
             _ => return Err(wrong_type()),
         }
         Ok(value.clone())
+    }
+
+    /// A refused value as messages may show it, and logs keep it.
+    pub(super) fn without_credentials(&self, shown: String) -> String {
+        if matches!(self, Self::Store) && shown.contains(['@', '?']) { "\"(not shown)\"".into() } else { shown }
     }
 
     fn check_number(&self, number: f64) -> Result<(), Refusal> {
@@ -258,5 +270,27 @@ fn check_address(text: &str) -> Result<(), Refusal> {
     match parse_address(text) {
         Some(_) => Ok(()),
         None => refuse("is not an address with a port"),
+    }
+}
+
+/// Only what says where: how to get in is the environment's, for a run file is shown, copied and kept.
+fn check_store(text: &str) -> Result<(), Refusal> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let Some((scheme, rest)) = text.split_once("://") else { return refuse("is not a URL") };
+    if let Some(stranger) = rest.chars().find(|c| matches!(c, '@' | '?' | '#') || c.is_whitespace() || c.is_control()) {
+        return refuse(format!("holds {stranger:?}; credentials and options come from the environment"));
+    }
+    let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+    if prefix.trim_end_matches('/').split('/').any(|segment| matches!(segment, "." | "..")) {
+        return refuse("goes up and down its own path");
+    }
+    match (scheme, bucket) {
+        ("file", "") if !prefix.is_empty() => Ok(()),
+        ("file", _) => refuse("does not name a directory by its whole path"),
+        ("s3" | "gs" | "az", "") => refuse("names no bucket"),
+        ("s3" | "gs" | "az", _) => Ok(()),
+        _ => refuse(format!("begins with `{scheme}://`, which is not known")),
     }
 }

@@ -138,7 +138,7 @@ fn from_text(name: &str, text: &str, origin: Origin) -> Result<Setting, ConfigEr
 fn setting(key: &'static Key, value: Value, origin: Origin) -> Result<Setting, ConfigError> {
     let (refusal, value) = match key.kind.check(&value) {
         Ok(value) => return Ok(Setting { key, value, origin }),
-        Err(refusal) => (refusal, shown(&value)),
+        Err(refusal) => (refusal, key.kind.without_credentials(shown(&value))),
     };
     let (key, allowed) = (key.name, key.kind.allowed());
     Err(match refusal {

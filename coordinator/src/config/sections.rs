@@ -342,11 +342,18 @@ pub struct Checkpoint {
     pub keep: u32,
     /// What to do when the run directory already holds a run.
     pub resume: Resume,
+    /// Where checkpoints, final adapter and `run.json` are kept: `s3://bucket/prefix`, `gs://bucket/prefix`,
+    /// `az://container/prefix` or `file:///directory`, one place for each run; the run directory when empty. Credentials come
+    /// from the environment. Ledger, metrics and report stay in the run directory.
+    pub store: String,
+    /// What to do when a checkpoint cannot be saved: `stop` the run, or `continue` with a warning and try again at the next one;
+    /// the last step's must be saved either way.
+    pub on_failure: OnFailure,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every: 50, keep: 3, resume: Resume::Auto }
+        Self { every: 50, keep: 3, resume: Resume::Auto, store: String::new(), on_failure: OnFailure::Stop }
     }
 }
 

@@ -184,6 +184,39 @@ fn each_refusal_names_key_value_origin_and_what_is_allowed() {
 }
 
 #[test]
+fn a_store_is_a_place_and_holds_no_credentials() {
+    let good = [
+        "",
+        "s3://bucket",
+        "s3://bucket/",
+        "s3://b/runs/demo",
+        "gs://b/x",
+        "az://container/x",
+        "file:///mnt/runs/demo",
+    ];
+    for url in good {
+        assert_eq!(set("checkpoint.store", url).unwrap().run.checkpoint.store, url);
+    }
+    let bad = [
+        ("bucket/prefix", "is not a URL"),
+        ("http://host/bucket", "begins with `http://`, which is not known"),
+        ("s3:///prefix", "names no bucket"),
+        ("file://relative/path", "does not name a directory by its whole path"),
+        ("file://", "does not name a directory"),
+        ("s3://key:secret@bucket", "credentials and options come from the environment"),
+        ("s3://bucket?region=eu", "credentials and options come from the environment"),
+        ("az://container/../other", "goes up and down its own path"),
+        ("s3://buck et", "holds ' '"),
+    ];
+    for (url, problem) in bad {
+        let message = refusal(set("checkpoint.store", url));
+        assert!(message.starts_with("B1004: `checkpoint.store`") && message.contains(problem), "{message}");
+        assert!(!message.contains("secret"), "{message}");
+    }
+    assert!(refusal(set("checkpoint.on_failure", "contine")).contains("did you mean `continue`?"));
+}
+
+#[test]
 fn a_file_that_is_not_toml_is_refused_with_its_line() {
     assert_eq!(
         refusal(load_text("[run]\nname = \"x\nseed = 1\n", &[], &[])),

@@ -221,3 +221,14 @@ pub enum Resume {
     /// Refuse.
     Never,
 }
+
+/// Policy for checkpoints that cannot be saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// End the run; the checkpoints before it are kept.
+    #[default]
+    Stop,
+    /// Warn, and try again at the next checkpoint.
+    Continue,
+}

@@ -1,12 +1,15 @@
 //! The ledger's file.
 
-use super::{Record, StepRecord, Verified, verify};
-use crate::json;
+use super::{
+    Record, StepRecord, Tail, Verified,
+    lines::{encode, read_on},
+    verify,
+};
+use crate::disk::{self, Disk, DiskFile, RealDisk};
 use ballast_proto::{Coded, ErrorCode, Failure};
 use std::{
     collections::BTreeMap,
-    fs::{File, OpenOptions},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -82,13 +85,15 @@ impl From<LedgerError> for Failure {
 /// The ledger of one run, open for appending.
 #[derive(Debug)]
 pub struct Ledger {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
     /// Steps that count, by number.
     lineage: BTreeMap<u64, Entry>,
     /// Voided steps, by number; the newest of each.
     voided: BTreeMap<u64, Entry>,
     recipe: Arc<str>,
+    epoch: u64,
     last_generation: u64,
 }
 
@@ -106,24 +111,28 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`]
     pub fn open(path: &Path) -> Result<(Self, Option<String>), LedgerError> {
+        Self::open_on(Arc::new(RealDisk), path)
+    }
+
+    pub(crate) fn open_on(disk: Arc<dyn Disk>, path: &Path) -> Result<(Self, Option<String>), LedgerError> {
         let failed = |source| LedgerError::Io { path: path.to_owned(), source };
-        let (records, whole, tail) = read(path)?;
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed)?;
+        let (records, whole, tail) = read_on(&*disk, path)?;
+        let mut file = disk.append(path).map_err(failed)?;
         let repair = if tail != Tail::Whole {
-            file.set_len(whole).and_then(|()| file.sync_all()).map_err(failed)?;
+            file.truncate(whole).and_then(|()| file.sync()).map_err(failed)?;
             Some(format!("{}: cut off a torn last line after {} records", path.display(), records.len()))
         } else {
             None
         };
-        if let Some(directory) = path.parent() {
-            File::open(directory).and_then(|d| d.sync_all()).map_err(failed)?;
-        }
+        disk.sync_directory(disk::parent(path)).map_err(failed)?;
         let mut ledger = Self {
+            disk,
             path: path.to_owned(),
             file,
             lineage: BTreeMap::new(),
             voided: BTreeMap::new(),
             recipe: Arc::from(""),
+            epoch: 0,
             last_generation: 0,
         };
         for (index, record) in records.into_iter().enumerate() {
@@ -173,12 +182,18 @@ impl Ledger {
         self.last_generation
     }
 
+    /// Epoch of the coordinator that opened the newest chapter; 0 when there is none.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Proves from the file, read back, that every one of `samples` was trained exactly once per epoch.
     ///
     /// # Errors
     /// [`LedgerError::Broken`] when it was not; the others when the file cannot be read back.
     pub fn verify(&self, samples: u64) -> Result<Verified, LedgerError> {
-        let (records, ..) = read(&self.path)?;
+        let (records, ..) = read_on(&*self.disk, &self.path)?;
         verify(&records, samples).map_err(|problem| LedgerError::Broken { path: self.path.clone(), problem })
     }
 
@@ -220,14 +235,14 @@ impl Ledger {
         self.apply(record)?;
         self.file
             .write_all(line.as_bytes())
-            .and_then(|()| self.file.sync_data())
+            .and_then(|()| self.file.sync())
             .map_err(|source| LedgerError::Io { path: self.path.clone(), source })
     }
 
     /// Takes a record into account, refusing what contradicts the earlier ones.
     fn apply(&mut self, record: Record) -> Result<(), LedgerError> {
         match record {
-            Record::Start { recipe, .. } => self.recipe = recipe.into(),
+            Record::Start { epoch, recipe, .. } => (self.epoch, self.recipe) = (epoch, recipe.into()),
             Record::End { .. } => {}
             Record::Rewind { to } => {
                 let void = self.lineage.split_off(&to.saturating_add(1));
@@ -251,68 +266,6 @@ impl Ledger {
         }
         Ok(())
     }
-}
-
-/// Every line ends in `,"crc32":"xxxxxxxx"}`: still one JSON object.
-const SEAL: &str = ",\"crc32\":\"";
-const SEAL_BYTES: usize = SEAL.len() + 8 + 2;
-
-fn encode(record: &Record) -> String {
-    let json = json::line(record);
-    let body = json.strip_suffix('}').unwrap_or(&json);
-    format!("{body}{SEAL}{:08x}\"}}\n", crc32fast::hash(body.as_bytes()))
-}
-
-fn decode(line: &[u8]) -> Result<Record, String> {
-    let at = line.len().checked_sub(SEAL_BYTES).ok_or("too short")?;
-    let (body, seal) = line.split_at(at);
-    if seal != format!("{SEAL}{:08x}\"}}", crc32fast::hash(body)).as_bytes() {
-        return Err("its checksum does not match".into());
-    }
-    serde_json::from_slice(&[body, b"}"].concat()).map_err(|e| e.to_string())
-}
-
-/// What follows the last record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tail {
-    /// Nothing.
-    Whole,
-    /// A line without an end: it is being written, or was when its writer died. Its step had not been committed.
-    Unfinished,
-    /// A line with an end, whose checksum does not match.
-    Damaged,
-}
-
-/// Reads a ledger: its records, the bytes they take, and what follows them. A missing file is empty.
-///
-/// # Errors
-/// [`LedgerError::Corrupt`] when a line other than the last does not verify.
-pub fn read(path: &Path) -> Result<(Vec<Record>, u64, Tail), LedgerError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(source) => return Err(LedgerError::Io { path: path.to_owned(), source }),
-    };
-    let mut records = Vec::new();
-    let mut whole = 0;
-    for line in bytes.split_inclusive(|b| *b == b'\n') {
-        let record = match line.strip_suffix(b"\n") {
-            Some(line) => decode(line),
-            None => Err("it has no end".into()),
-        };
-        match record {
-            Ok(record) => records.push(record),
-            Err(_) if whole + line.len() == bytes.len() => {
-                let tail = if line.ends_with(b"\n") { Tail::Damaged } else { Tail::Unfinished };
-                return Ok((records, whole as u64, tail));
-            }
-            Err(problem) => {
-                return Err(LedgerError::Corrupt { path: path.to_owned(), line: records.len() + 1, problem });
-            }
-        }
-        whole += line.len();
-    }
-    Ok((records, whole as u64, Tail::Whole))
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use ballast_proto::{
     ErrorCode, Failure,
     v1::{CoordinatorMessage, Generation, JoinRequest, Ready, coordinator_message::Message, task_result},
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -51,8 +51,10 @@ pub(super) enum Command {
     StateOf(u64, oneshot::Sender<Option<Vec<u8>>>),
     /// Directory of the newest checkpoint, if it is of this step.
     CheckpointOf(u64, oneshot::Sender<Option<String>>),
-    /// A checkpoint is durable, in this directory of the store.
-    Saved { step: u64, directory: String },
+    /// A checkpoint is durable, in this directory of the store; for people, at this path.
+    Saved { step: u64, directory: String, path: PathBuf },
+    /// A checkpoint could not be saved, and the run goes on without it.
+    NotSaved { step: u64, reason: String },
     /// A worker wants an evaluation task.
     NextTask { worker: WorkerId, generation: Option<Generation>, reply: TaskReply },
     /// A worker has a result.
@@ -213,14 +215,14 @@ impl Control {
                 let newest = self.checkpoint.as_ref().filter(|(newest, _)| *newest == step);
                 let _ = reply.send(newest.map(|(_, directory)| directory.clone()));
             }
-            Command::Saved { step, directory } => {
-                let path = self.blueprint.run.run.dir.join(&directory);
+            Command::Saved { step, directory, path } => {
                 if self.checkpoint.as_ref().is_none_or(|(newest, _)| *newest < step) {
                     self.checkpoint = Some((step, directory));
                 }
-                self.display.emit(RunEvent::Checkpoint { step, path });
+                self.display.saved(step, path);
                 self.feed(Event::CheckpointSaved { step });
             }
+            Command::NotSaved { step, reason } => self.display.not_saved(step, reason),
             Command::NextTask { worker, generation, reply } => match self.state.seat(worker, generation) {
                 Ok(_) => self.waiting.push((worker, reply)),
                 Err(failure) => drop(reply.send(Err(failure))),

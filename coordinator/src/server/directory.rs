@@ -1,4 +1,4 @@
-//! Opening the run directory: lock, identity, ledger, newest checkpoint, epoch.
+//! Opening the run directory and the store of its checkpoints: lock, identity, ledger, newest checkpoint, epoch.
 
 use super::blueprint::Blueprint;
 use crate::{
@@ -19,6 +19,9 @@ const LOCK: &str = ".lock";
 /// A run directory that belongs to this coordinator alone.
 pub(super) struct RunDirectory {
     pub(super) path: PathBuf,
+    /// The directory itself, as a store: for the report.
+    pub(super) files: Arc<LocalStore>,
+    /// Where checkpoints, epochs, `run.json` and the adapter are kept: `checkpoint.store`, or the directory itself.
     pub(super) store: Arc<dyn Store>,
     pub(super) ledger: Ledger,
     pub(super) record: RunRecord,
@@ -33,14 +36,20 @@ impl RunDirectory {
     /// Opens or creates it.
     ///
     /// # Errors
-    /// `RunDirectoryInUse`, `CheckpointMismatch`, `CheckpointCorrupt`, `LedgerCorrupt` or `StorageFailed`.
+    /// `RunDirectoryInUse`, `CheckpointMismatch`, `CheckpointCorrupt`, `LedgerCorrupt`, `LedgerElsewhere` or `StorageFailed`.
     pub(super) fn open(blueprint: &Blueprint) -> Result<Self, Failure> {
         let path = blueprint.run.run.dir.clone();
-        let store: Arc<dyn Store> = Arc::new(LocalStore::open(&path)?);
+        let files = Arc::new(LocalStore::open(&path)?);
         let lock = lock(&path)?;
+        files.clear_temporary()?;
+        let store: Arc<dyn Store> = match blueprint.run.checkpoint.store.as_str() {
+            "" => Arc::clone(&files) as _,
+            url => checkpoint::open_store(url)?,
+        };
         let mut record = blueprint.record();
         let there = checkpoint::admit(&*store, &record, blueprint.run.checkpoint.resume)?;
         let (ledger, repair) = Ledger::open(&path.join(LEDGER))?;
+        checkpoint::same_history(&*store, ledger.epoch())?;
         let accept = |state: &StateRecord| match ledger.step(state.step) {
             Some(step) if step.state_sha256 == state.state_sha256 => Ok(()),
             Some(_) => Err("the ledger holds another state of this step".to_owned()),
@@ -58,12 +67,12 @@ impl RunDirectory {
             record.numerics = there.numerics;
         }
         let checkpoint = found.map(|c: Checkpoint| (c.state.step, c.directory));
-        Ok(Self { path, store, ledger, record, checkpoint, warnings, lock })
+        Ok(Self { path, files, store, ledger, record, checkpoint, warnings, lock })
     }
 
     /// The report of the run, if it has nothing left to do.
     pub(super) fn finished(&self) -> Option<Report> {
-        let report: Report = serde_json::from_slice(&self.store.get(REPORT).ok()?).ok()?;
+        let report: Report = serde_json::from_slice(&self.files.get(REPORT).ok()?).ok()?;
         let done =
             report.finished && report.steps == self.record.total_steps && self.checkpoint_step() == Some(report.steps);
         done.then_some(report)

@@ -4,9 +4,13 @@ use super::{
     metrics::StepMetrics,
     progress::{Progress, RunEvent, RunPhase},
 };
-use crate::membership::{Effect, Phase, State};
+use crate::{
+    membership::{Effect, Phase, State},
+    report::Checkpoints,
+};
 use std::{
     collections::{BTreeMap, VecDeque},
+    path::PathBuf,
     time::Duration,
 };
 use tokio::{
@@ -49,6 +53,27 @@ impl Display {
         tracing::warn!("{message}");
         self.progress(|p| p.warnings.push(message.clone()));
         self.emit(RunEvent::Warning { message });
+    }
+
+    /// A checkpoint is durable.
+    pub(super) fn saved(&self, step: u64, path: PathBuf) {
+        self.progress(|p| p.checkpoints.saved += 1);
+        self.emit(RunEvent::Checkpoint { step, path });
+    }
+
+    /// A checkpoint is missing, and the run goes on.
+    pub(super) fn not_saved(&self, step: u64, reason: String) {
+        self.progress(|p| p.checkpoints.failed += 1);
+        let failed = self.progress.borrow().checkpoints.failed;
+        self.warn(format!(
+            "the checkpoint of step {step} could not be saved ({failed} so far), training goes on until the next: {reason}"
+        ));
+        self.emit(RunEvent::CheckpointFailed { step, reason });
+    }
+
+    /// Checkpoints so far.
+    pub(super) fn checkpoints(&self) -> Checkpoints {
+        self.progress.borrow().checkpoints
     }
 
     /// Time since evaluation began.

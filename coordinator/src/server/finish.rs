@@ -2,7 +2,7 @@
 
 use super::{blueprint::Blueprint, control::Ended, directory::now_ms, display::Display, metrics::StepMetrics};
 use crate::{
-    checkpoint::{self, FinalAdapter, StateRecord, Store},
+    checkpoint::{self, FinalAdapter, LocalStore, StateRecord, Store},
     config::LookAheadMode,
     evaluation::{Queue, Reading, summarize},
     json,
@@ -35,6 +35,7 @@ pub struct RunOutcome {
 pub(super) struct Conclusion {
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) store: Arc<dyn Store>,
+    pub(super) files: Arc<LocalStore>,
     pub(super) run_directory: PathBuf,
     pub(super) ended: Ended,
     pub(super) total_seconds: f64,
@@ -52,14 +53,14 @@ impl Conclusion {
             report: None,
             checkpoint: None,
         };
-        let Self { blueprint, store, run_directory, ended, total_seconds } = self;
+        let Self { blueprint, store, files, run_directory, ended, total_seconds } = self;
         let Ended { recorder, queue, display, workers, metrics, .. } = ended;
         let mut ledger = match recorder.finish() {
             Ok(ledger) => ledger,
             Err(failure) => return ended_with(done, Err(failure)),
         };
-        let files = Files { blueprint, store, run_directory, total_seconds, queue, display, workers, metrics };
-        let outcome = ended_with(done.clone(), files.write(&done, &ledger));
+        let last = Files { blueprint, store, files, run_directory, total_seconds, queue, display, workers, metrics };
+        let outcome = ended_with(done.clone(), last.write(&done, &ledger));
         // How it ended is known now, whatever became of the last files.
         let code = outcome.failure.as_ref().map(|failure| failure.code);
         if let Err(error) = ledger.end(now_ms(), code, &outcome.reason) {
@@ -91,6 +92,7 @@ fn ended_with(done: RunOutcome, written: Result<RunOutcome, Failure>) -> RunOutc
 struct Files {
     blueprint: Arc<Blueprint>,
     store: Arc<dyn Store>,
+    files: Arc<LocalStore>,
     run_directory: PathBuf,
     total_seconds: f64,
     queue: Queue,
@@ -101,7 +103,7 @@ struct Files {
 
 impl Files {
     fn write(self, outcome: &RunOutcome, ledger: &Ledger) -> Result<RunOutcome, Failure> {
-        let Self { blueprint, store, run_directory, total_seconds, queue, display, workers, metrics } = self;
+        let Self { blueprint, store, files, run_directory, total_seconds, queue, display, workers, metrics } = self;
         let evaluation_seconds = display.evaluation_time().map(|t| t.as_secs_f64());
         let exactly_once = ledger.verify(blueprint.data.samples.len() as u64)?;
         let accept = |state: &StateRecord| match ledger.step(state.step) {
@@ -114,7 +116,11 @@ impl Files {
         let adapter = match &newest {
             // An evaluation that failed costs the evaluation, not the adapter.
             Some(c) if (finished || ledger.head() == blueprint.total_steps) && c.state.step == ledger.head() => {
-                Some(checkpoint::publish_adapter(&*store, &c.adapter, &blueprint.adapter_config)?)
+                checkpoint::fence(&*store, ledger.epoch())?;
+                if store.place() != files.place() {
+                    checkpoint::publish_adapter(&*store, &c.adapter, &blueprint.adapter_config)?;
+                }
+                Some(checkpoint::publish_adapter(&*files, &c.adapter, &blueprint.adapter_config)?)
             }
             // An older adapter would pass for the result.
             _ if finished => {
@@ -149,6 +155,7 @@ impl Files {
             throughput: throughput(ledger, &metrics, total_seconds, evaluation_seconds),
             workers: workers.into_iter().filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name })).collect(),
             exactly_once,
+            checkpoints: display.checkpoints(),
             generations: Span::all(ledger.steps()),
             evaluation,
             adapter: adapter.as_ref().map(|FinalAdapter { directory, sha256 }| report::Adapter {
@@ -157,11 +164,11 @@ impl Files {
             }),
             warnings: display.warnings(),
         };
-        store.put(report::REPORT, &json::file(&report))?;
+        files.put(report::REPORT, &json::file(&report))?;
         Ok(RunOutcome {
             adapter: adapter.map(|a| run_directory.join(a.directory)),
             report: Some(run_directory.join(report::REPORT)),
-            checkpoint: newest.map(|c| run_directory.join(c.directory)),
+            checkpoint: newest.map(|c| checkpoint::locate(&*store, &c.directory)),
             ..outcome.clone()
         })
     }

@@ -28,6 +28,7 @@ mod metrics;
 mod progress;
 mod recorder;
 mod relay;
+mod saving;
 mod serve;
 mod session;
 mod shards;
@@ -42,7 +43,7 @@ pub use metrics::StepMetrics;
 pub use progress::{Progress, RunEvent, RunPhase};
 
 use crate::{
-    checkpoint::sha256_hex,
+    checkpoint::{self, sha256_hex},
     config::Resolved,
     evaluation::Queue,
     membership::{Event, Settings, State},
@@ -162,9 +163,10 @@ impl Coordinator {
 
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (view, viewer) = watch::channel(View::of(&state));
-        let RunDirectory { path, store, ledger, record, checkpoint, lock, .. } = directory;
+        let RunDirectory { path, files, store, ledger, record, checkpoint, lock, .. } = directory;
         let metrics::Opened { file: metrics, earlier, warning } = MetricsFile::open(&path, ledger.head())?;
         let hashes = ledger.hashes()?;
+        let newest = checkpoint.as_ref().map(|(step, _)| *step);
         warning.into_iter().for_each(|warning| display.warn(warning));
         let recorder = Recorder::start(ledger, metrics, Arc::clone(&store), commands.clone())?;
         let control = Control {
@@ -190,6 +192,7 @@ impl Coordinator {
             link,
             blueprint: Arc::clone(&blueprint),
             store: Arc::clone(&store),
+            checkpoint: newest,
             epoch,
             progress: progress.clone(),
             security,
@@ -207,6 +210,7 @@ impl Coordinator {
             let conclusion = Conclusion {
                 blueprint,
                 store,
+                files,
                 run_directory: path,
                 total_seconds: started_at.elapsed().as_secs_f64(),
                 ended,
@@ -317,7 +321,7 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
             failure: None,
             adapter,
             report: Some(directory.path.join(report::REPORT)),
-            checkpoint: directory.checkpoint.map(|(_, checkpoint)| directory.path.join(checkpoint)),
+            checkpoint: directory.checkpoint.map(|(_, checkpoint)| checkpoint::locate(&*directory.store, &checkpoint)),
         }));
     }
     let recipe = directory.record.recipe(blueprint.steps_matter());

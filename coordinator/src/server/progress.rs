@@ -1,6 +1,6 @@
 //! What a person sees while the run goes on.
 
-use crate::membership::MemberStatus;
+use crate::{membership::MemberStatus, report::Checkpoints};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -69,6 +69,13 @@ pub enum RunEvent {
         step: u64,
         /// Where it lies.
         path: PathBuf,
+    },
+    /// A checkpoint could not be saved, and training goes on without it (`checkpoint.on_failure = "continue"`).
+    CheckpointFailed {
+        /// Its step.
+        step: u64,
+        /// Why.
+        reason: String,
     },
     /// An evaluation task is done.
     Evaluation {
@@ -143,6 +150,8 @@ pub struct Progress {
     pub checkpoint: Option<u64>,
     /// Why no generation forms; empty when none is awaited.
     pub waiting: String,
+    /// Checkpoints of this process.
+    pub checkpoints: Checkpoints,
     /// Evaluation tasks done, and all of them.
     pub evaluation: (usize, usize),
     /// Warnings so far.

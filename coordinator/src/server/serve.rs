@@ -10,6 +10,7 @@ use super::{
     link::Link,
     progress::Progress,
     relay::Relay,
+    saving::Saver,
     session::MembershipService,
     shards::DataService,
     transfer::CheckpointService,
@@ -30,6 +31,8 @@ pub(super) struct Services {
     pub(super) link: Link,
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) store: Arc<dyn Store>,
+    /// Step of the newest checkpoint.
+    pub(super) checkpoint: Option<u64>,
     pub(super) epoch: u64,
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) security: Security,
@@ -38,7 +41,7 @@ pub(super) struct Services {
 
 impl Services {
     pub(super) async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let Self { link, blueprint, store, epoch, progress, security, limits } = self;
+        let Self { link, blueprint, store, checkpoint: newest, epoch, progress, security, limits } = self;
         let admin = AdminServer::new(AdminService {
             run_name: blueprint.run.run.name.clone(),
             link: link.clone(),
@@ -51,8 +54,10 @@ impl Services {
             blueprint: Arc::clone(&blueprint),
         });
         let data = DataServer::new(DataService { link: link.clone(), blueprint: Arc::clone(&blueprint) });
+        let saver = Arc::new(Saver::new(link.clone(), Arc::clone(&blueprint), Arc::clone(&store), newest));
+        let relay = Relay::new();
         let checkpoint =
-            CheckpointServer::new(CheckpointService { link: link.clone(), blueprint, store, relay: Relay::new() });
+            CheckpointServer::new(CheckpointService { link: link.clone(), blueprint, store, saver, relay });
         let evaluation = EvaluationServer::new(EvaluationService { link });
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<MembershipServer<MembershipService>>().await;

@@ -5,10 +5,9 @@ use super::{
     control::{Command, Purpose, View},
     link::{Link, ended},
     relay::{HandedOver, Relay},
+    saving::Saver,
 };
-use crate::checkpoint::{
-    self, ADAPTER_MODEL, OPTIMIZER, SaveRequest, Store, sha256_hex, validate_adapter, validate_optimizer,
-};
+use crate::checkpoint::{self, ADAPTER_MODEL, OPTIMIZER, Store, sha256_hex};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{
@@ -32,6 +31,7 @@ pub(super) struct CheckpointService {
     pub(super) link: Link,
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) store: Arc<dyn Store>,
+    pub(super) saver: Arc<Saver>,
     pub(super) relay: Relay,
 }
 
@@ -189,34 +189,7 @@ impl CheckpointService {
             return Err(ended(generation));
         }
         self.check_recorded(step, &state.state_sha256).await?;
-        let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
-        let saved = spawn_blocking(move || {
-            let [adapter, optimizer] = &state.files;
-            validate_adapter(ADAPTER_MODEL, adapter, &blueprint.shapes)?;
-            validate_optimizer(OPTIMIZER, optimizer, &blueprint.shapes, step)?;
-            let request = SaveRequest {
-                step,
-                generation,
-                state_sha256: &state.state_sha256,
-                adapter,
-                optimizer,
-                config: &blueprint.adapter_config,
-            };
-            let directory = checkpoint::save(&*store, &request)?;
-            checkpoint::retain(&*store, blueprint.run.checkpoint.keep, &directory)?;
-            Ok(directory)
-        });
-        let outcome: Result<String, Failure> =
-            saved.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
-        match outcome {
-            Ok(directory) => self.link.tell(Command::Saved { step, directory }).await,
-            Err(failure) if failure.code == ErrorCode::StorageFailed => {
-                // The worker is not at fault: the run cannot go on.
-                self.link.tell(Command::Event(crate::membership::Event::Failed(failure.clone()))).await?;
-                Err(failure)
-            }
-            Err(failure) => Err(failure),
-        }
+        self.saver.save(step, generation, state.state_sha256, state.files).await
     }
 
     /// Passes a state on to the ranks that start from it. The one after the last step is kept, too: the rank that was to upload
@@ -246,7 +219,7 @@ impl CheckpointService {
         let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
         let loaded = spawn_blocking(move || checkpoint::load(&*store, &directory, &blueprint.shapes)).await;
         let loaded = loaded.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
-        let checkpoint = loaded.map_err(|why| Failure::new(ErrorCode::CheckpointCorrupt, why))?;
+        let checkpoint = loaded.map_err(Failure::from)?;
         let state = hex::decode(&checkpoint.state.state_sha256).map_err(|e| bad(format!("state hash: {e}")))?;
         Ok(StateFiles { state_sha256: state.into(), files: [checkpoint.adapter, checkpoint.optimizer] })
     }

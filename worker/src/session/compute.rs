@@ -1,12 +1,12 @@
 //! The compute thread: carries out one order after the other, away from the async runtime.
 
 use super::conversation::Event;
-use super::engine::{Engine, Meeting};
+use super::engine::{Engine, Export, Meeting};
 use super::load::Loader;
 use crate::WorkerError;
 use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfig, Solo, TcpRing};
 use crate::progress::Progress;
-use crate::trainer::{ExportedState, StepOutcome};
+use crate::trainer::StepOutcome;
 use ballast_proto::v1::{
     Generation, GenerationFormed, HeldState, Phase, Ready, RunSpec, StateSource, StepReport, StepShard, Transport,
     next_task_response::Task, task_result,
@@ -70,7 +70,8 @@ impl Control {
 /// A state on its way to the coordinator.
 pub(super) struct Snapshot {
     pub(super) generation: Generation,
-    pub(super) state: ExportedState,
+    pub(super) step: u64,
+    pub(super) export: Export,
 }
 
 /// A state from the coordinator.
@@ -182,7 +183,7 @@ impl Computer {
             kept.held = Some(HeldState { step: shard.step, state_sha256, report: Some(report.clone()) });
             self.tell(Event::Stepped(report));
             if shard.checkpoint_after && training.formed.rank == 0 {
-                upload(&*kept.engine, training)?;
+                self.upload(&*kept.engine, training)?;
             }
             if shard.last {
                 return Ok(());
@@ -222,7 +223,17 @@ impl Computer {
                 "generation {generation} starts from step {start}, but this worker's state is of step {applied}"
             )));
         }
-        if training.formed.hand_over { upload(&*kept.engine, training) } else { Ok(()) }
+        if training.formed.hand_over { self.upload(&*kept.engine, training) } else { Ok(()) }
+    }
+
+    /// Sends the state on its way to the coordinator. When the session is gone, nobody takes it.
+    fn upload(&self, engine: &dyn Engine, training: &Training) -> Result<(), WorkerError> {
+        let (generation, step) = (training.generation, engine.applied_step());
+        let snapshot = Snapshot { generation, step, export: engine.copy_state()? };
+        // The one before it may still be on its way, and then this waits for others.
+        self.progress.set_phase(Phase::Waiting);
+        let _ = training.snapshots.blocking_send(snapshot);
+        Ok(())
     }
 
     /// Meets the other ranks.
@@ -290,13 +301,6 @@ impl Computer {
     fn tell(&self, event: Event) {
         let _ = self.events.send(event);
     }
-}
-
-/// Sends the state on its way to the coordinator. When the session is gone, nobody takes it.
-fn upload(engine: &dyn Engine, training: &Training) -> Result<(), WorkerError> {
-    let snapshot = Snapshot { generation: training.generation, state: engine.export_state()? };
-    let _ = training.snapshots.blocking_send(snapshot);
-    Ok(())
 }
 
 fn report(generation: Generation, step: u64, outcome: &StepOutcome) -> StepReport {

@@ -22,8 +22,8 @@ pub(super) trait Engine {
     fn import_state(&mut self, step: u64, files: &[(String, Bytes)]) -> Result<(), WorkerError>;
     /// SHA-256 of the state.
     fn state_sha256(&self) -> Result<[u8; 32], WorkerError>;
-    /// The state as files.
-    fn export_state(&self) -> Result<ExportedState, WorkerError>;
+    /// A copy of the state, and how to make files of it.
+    fn copy_state(&self) -> Result<Export, WorkerError>;
     /// A secret by which the ranks of one generation can meet over NCCL.
     fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError>;
     /// Meets the other ranks of a generation.
@@ -35,6 +35,9 @@ pub(super) trait Engine {
     /// Runs one evaluation task.
     fn evaluate(&mut self, task: &Task) -> Result<task_result::Result, WorkerError>;
 }
+
+/// Makes files of a state that was copied. Takes its time, and needs no engine.
+pub(super) type Export = Box<dyn FnOnce() -> Result<ExportedState, WorkerError> + Send>;
 
 /// How the ranks of a generation meet.
 pub(super) enum Meeting {
@@ -76,8 +79,9 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
         self.trainer.state_sha256()
     }
 
-    fn export_state(&self) -> Result<ExportedState, WorkerError> {
-        self.trainer.export_state()
+    fn copy_state(&self) -> Result<Export, WorkerError> {
+        let copy = self.trainer.copy_state()?;
+        Ok(Box::new(move || copy.export()))
     }
 
     fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError> {

@@ -4,8 +4,9 @@ use super::compute::Snapshot;
 use super::connect::Coordinator;
 use super::transfer::disassemble;
 use ballast_proto::v1::{UploadRequest, upload_request::Message};
-use ballast_proto::{ErrorCode, Failure, fault};
+use ballast_proto::{Coded, ErrorCode, Failure, fault};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 
 /// Uploads snapshots in order until there are no more. One of a generation that is over is of no use to anyone.
 pub(super) async fn upload_all(
@@ -14,7 +15,7 @@ pub(super) async fn upload_all(
     mut snapshots: mpsc::Receiver<Snapshot>,
 ) -> Result<(), Failure> {
     while let Some(snapshot) = snapshots.recv().await {
-        let (generation, step) = (snapshot.generation, snapshot.state.step);
+        let (generation, step) = (snapshot.generation, snapshot.step);
         fault::point("upload", step);
         match upload(&coordinator, worker_id, snapshot).await {
             Ok(()) => tracing::debug!(%generation, step, "state uploaded"),
@@ -28,7 +29,11 @@ pub(super) async fn upload_all(
 }
 
 async fn upload(coordinator: &Coordinator, worker_id: u64, snapshot: Snapshot) -> Result<(), Failure> {
-    let (header, pieces) = disassemble(worker_id, snapshot.generation, snapshot.state);
+    let Snapshot { generation, export, .. } = snapshot;
+    // Writing and hashing files takes too long for a task: heartbeats share its thread.
+    let exported = spawn_blocking(move || export().map(|state| disassemble(worker_id, generation, state))).await;
+    let exported = exported.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
+    let (header, pieces) = exported.map_err(|e| Failure::new(e.code(), e.to_string()))?;
     let messages = std::iter::once(Message::Header(header)).chain(pieces.map(Message::Chunk));
     let requests = messages.map(|message| UploadRequest { message: Some(message) });
     coordinator.checkpoint().upload(futures::stream::iter(requests)).await?;

@@ -47,6 +47,10 @@ pub(crate) fn cases() -> Vec<Case> {
         case("a path that only a shell expands", "B1004", SHOW, |s| s.replace("\"model\"", "\"~/model\"")),
         case("half a hub name", "B1004", SHOW, |s| s.replace("\"model\"", "\"hf:smollm\"")),
         case("an address without a port", "B1004", SHOW, |s| s.replace("127.0.0.1:0", "127.0.0.1")),
+        case("a store that is no URL", "B1004", SHOW, |s| s.before("[checkpoint]\nstore = \"bucket/prefix\"")),
+        case("credentials in the URL of a store", "B1004", SHOW, |s| {
+            s.before("[checkpoint]\nstore = \"s3://key:secret@bucket\"");
+        }),
         case("an open port for workers elsewhere", "B1004", &["coordinator", "run.toml"], |_| {}),
         case("named fields without names", "B1005", SHOW, |s| s.add("data", "format = \"fields\"")),
         case("names of fields that are not read", "B1005", SHOW, |s| s.add("data", "prompt_field = \"q\"")),

@@ -7,6 +7,7 @@ mod faults;
 mod happy;
 mod resume;
 mod secured;
+mod storage;
 mod worker;
 
 use super::*;

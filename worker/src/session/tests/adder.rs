@@ -4,7 +4,7 @@ use super::fake::G2;
 use crate::WorkerError;
 use crate::collective::{Collective, Solo};
 use crate::progress::Progress;
-use crate::session::engine::{Engine, Meeting};
+use crate::session::engine::{Engine, Export, Meeting};
 use crate::session::transfer::disassemble;
 use crate::trainer::{ExportedState, StepOutcome};
 use ballast_proto::CommunicatorSecret;
@@ -119,9 +119,12 @@ impl Engine for Adder {
         Ok([self.step as u8; 32])
     }
 
-    fn export_state(&self) -> Result<ExportedState, WorkerError> {
-        let files = vec![("total".to_owned(), self.total.to_le_bytes().to_vec())];
-        Ok(ExportedState { step: self.step, state_sha256: [self.step as u8; 32], files })
+    fn copy_state(&self) -> Result<Export, WorkerError> {
+        let (step, total) = (self.step, self.total);
+        Ok(Box::new(move || {
+            let files = vec![("total".to_owned(), total.to_le_bytes().to_vec())];
+            Ok(ExportedState { step, state_sha256: [step as u8; 32], files })
+        }))
     }
 
     fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError> {
