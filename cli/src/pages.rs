@@ -63,6 +63,7 @@ pages! {
     RunDirectoryInUse "B5004"
     LedgerCorrupt "B5005"
     ReportUnreadable "B5006"
+    LedgerElsewhere "B5007"
     NonFinite "B6001"
     StateDiverged "B6002"
     OutOfMemory "B6003"
