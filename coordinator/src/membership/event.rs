@@ -94,6 +94,11 @@ pub enum Event {
         /// The step.
         step: u64,
     },
+    /// The checkpoint of a step could not be saved, and the run is to go on without it.
+    CheckpointFailed {
+        /// The step.
+        step: u64,
+    },
     /// Every evaluation task has its result.
     EvaluationFinished,
     /// A person or a supervisor wants the run to stop.

@@ -229,6 +229,15 @@ impl State {
         self.advance_horizon();
     }
 
+    /// Those who wait for this checkpoint to leave take part once more, and it is tried again.
+    pub(super) fn checkpoint_failed(&mut self, step: u64, now: u64, out: &mut Vec<Effect>) {
+        let closing = self.generation.as_mut().and_then(|active| active.closing.as_mut());
+        if let Some(closing) = closing.filter(|closing| closing.last_step == step) {
+            closing.checkpoint = false;
+            self.regroup(now, out);
+        }
+    }
+
     pub(super) fn draining(&mut self, worker: WorkerId, reason: String, now: u64, out: &mut Vec<Effect>) {
         let Some(member) = self.members.get_mut(&worker) else { return };
         if member.draining.is_some() {

@@ -66,6 +66,7 @@ impl State {
             Event::Committed { step } => self.step_committed(step, now, out),
             Event::Rewound { .. } => self.rewound(now, out),
             Event::CheckpointSaved { step } => self.checkpoint_saved(step, now, out),
+            Event::CheckpointFailed { step } => self.checkpoint_failed(step, now, out),
             Event::EvaluationFinished => self.evaluation_finished(out),
             Event::StopRequested { reason } => self.stop_requested(&reason, out),
             Event::Failed(failure) => self.fail(failure, out),

@@ -222,7 +222,10 @@ impl Control {
                 self.display.saved(step, path);
                 self.feed(Event::CheckpointSaved { step });
             }
-            Command::NotSaved { step, reason } => self.display.not_saved(step, reason),
+            Command::NotSaved { step, reason } => {
+                self.display.not_saved(step, reason);
+                self.feed(Event::CheckpointFailed { step });
+            }
             Command::NextTask { worker, generation, reply } => match self.state.seat(worker, generation) {
                 Ok(_) => self.waiting.push((worker, reply)),
                 Err(failure) => drop(reply.send(Err(failure))),

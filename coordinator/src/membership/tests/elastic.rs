@@ -216,6 +216,25 @@ fn the_last_worker_leaves_when_a_checkpoint_keeps_what_it_knows() {
 }
 
 #[test]
+fn when_the_checkpoint_of_the_last_worker_fails_it_is_tried_again() {
+    let mut run = Run::training(settings(1));
+    let first = run.generation();
+    run.feed(Event::Draining { worker: 1, reason: "SIGTERM".into() });
+    let (last, checkpoint) = run.state.boundary();
+    assert!(checkpoint);
+    (1..=last).for_each(|step| run.commit(step));
+    run.back(1, first, last);
+    run.feed(Event::CheckpointFailed { step: last });
+    assert_eq!(ranks(&run), [(1, last, StateSource::Memory, false)]);
+    let (again, checkpoint) = run.state.boundary();
+    assert!(again > last && checkpoint);
+    (last + 1..=again).for_each(|step| run.commit(step));
+    run.feed(Event::CheckpointSaved { step: again });
+    run.back(1, run.generation(), again);
+    assert_eq!(goodbyes(&run), [1]);
+}
+
+#[test]
 fn a_leaving_worker_that_alone_holds_the_state_takes_part_until_another_has_it() {
     let mut run = Run::training(settings(2));
     run.commit(1);

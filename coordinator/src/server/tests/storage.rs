@@ -100,7 +100,7 @@ async fn a_checkpoint_that_cannot_be_saved_stops_the_run_and_the_one_before_it_i
     assert!(failure.message.starts_with("the checkpoint of step 4 cannot be saved: "), "{failure}");
     fs::remove_dir_all(blocked.parent().unwrap()).unwrap();
     let coordinator = start(policy(path, OnFailure::Stop)).await;
-    assert_eq!(coordinator.progress().borrow().start_step, 2);
+    assert_eq!(coordinator.progress().borrow().checkpoint, Some(2));
     assert_eq!(train(coordinator, 1).await.exit_code, exit::DONE);
 }
 
@@ -139,6 +139,6 @@ async fn the_last_checkpoint_must_be_saved_in_any_case() {
     assert!(outcome.adapter.is_none() && !report_of(path).finished);
     fs::remove_dir_all(blocked.parent().unwrap()).unwrap();
     let coordinator = start(policy(path, OnFailure::Continue)).await;
-    assert_eq!(coordinator.progress().borrow().start_step, 4);
+    assert_eq!(coordinator.progress().borrow().checkpoint, Some(4));
     assert_eq!(train(coordinator, 1).await.exit_code, exit::DONE);
 }
