@@ -63,8 +63,8 @@ demo:
 # BALLAST_TEST_CUDA=skip says that this is known.
 ifeq ($(BALLAST_TEST_CUDA),skip)
 test:
-	$(CARGO) test --locked --workspace --no-run
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --features ballast-cli/fault-points --no-run
+	$(CARGO) test --locked --workspace --features ballast-cli/fault-points
 	@echo 'skipped: the CUDA backend (BALLAST_TEST_CUDA=skip)'
 else
 test: cuda softgpu

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -106,16 +107,31 @@ class Bench:
         for program in programs or self.tests:
             command = [program, *names, *options, "--test-threads=1"]
             environment = dict(self.environment, **({"BALLAST_CUDA_PTX": str(ptx)} if ptx else {}))
-            try:
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
-            except subprocess.TimeoutExpired:
+            said, code = outcome_of(command, environment)
+            if code is None:
                 failed.append("no end in sight")
                 continue
-            said = done.stdout
             passed += re.findall(r"^test (\S+) \.\.\. ok$", said, re.MULTILINE)
             failures = re.findall(r"^    (\S+)$", said.rpartition("\nfailures:\n")[2], re.MULTILINE)
-            failed += failures or ([f"the program ended with {done.returncode}"] if done.returncode else [])
+            failed += failures or ([f"the program ended with {code}"] if code else [])
         return passed, failed
+
+
+def outcome_of(command, environment):
+    """What a program prints and its exit status; no status when it does not end. Nothing that it started is left behind."""
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    ) as program:
+        try:
+            said, _ = program.communicate(timeout=SECONDS)
+            return said, program.returncode
+        except subprocess.TimeoutExpired:
+            return "", None
+        finally:
+            try:
+                os.killpg(program.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # All of them have ended.
 
 
 def copy_of_workspace(root):
