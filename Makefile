@@ -23,7 +23,7 @@ BUNDLE ?=
 TEST_GPU ?=
 OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
 
-.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos recovery crash-points s3-server
+.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos recovery simulate crash-points s3-server
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
@@ -38,6 +38,8 @@ help:
 	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
 	@echo 'make recovery       how soon training goes on after a worker is killed or hangs, beside torchrun (make peft-env first)'
+	@echo 'make simulate       the membership and workers that only obey it, in a world where everything goes wrong: RUNS=N histories'
+	@echo '                    (20000), from seed SEED=S (1)'
 	@echo 'make crash-points   crash a simulated disk after every operation of random histories, and start again on what is left:'
 	@echo '                    RUNS=N crash points (10000), from seed SEED=S (1)'
 	@echo 'make s3-server      a server that speaks S3, for the tests of remote stores: prints what BALLAST_TEST_S3 must be'
@@ -159,11 +161,14 @@ else
 	@echo 'traffic: not compared with llm.c: LLMC_DIR does not name a checkout of it' >&2
 endif
 
-# One JSON line; without a violation it ends with 0. The same seed makes the same crashes.
-RUNS ?= 10000
-SEED ?= 1
+# One JSON line; without a violation it ends with 0. The same seed makes the same histories.
+simulate:
+	@BALLAST_SIMULATED_RUNS=$(or $(RUNS),20000) BALLAST_SIMULATION_SEED=$(SEED) $(CARGO) test --locked --quiet -p ballast-coordinator --lib \
+		simulation -- --nocapture | grep '^{'
+
+# As above: the same seed makes the same crashes.
 crash-points:
-	@BALLAST_CRASH_POINTS=$(RUNS) BALLAST_CRASH_SEED=$(SEED) $(CARGO) test --locked --quiet -p ballast-coordinator --lib \
+	@BALLAST_CRASH_POINTS=$(or $(RUNS),10000) BALLAST_CRASH_SEED=$(SEED) $(CARGO) test --locked --quiet -p ballast-coordinator --lib \
 		crash_points -- --nocapture | grep -v -e '^running ' -e '^test result: ok' -e '^\.*$$'
 
 s3-server:

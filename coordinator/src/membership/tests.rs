@@ -4,6 +4,7 @@ mod communicator;
 mod elastic;
 mod histories;
 mod scenarios;
+mod simulation;
 
 use super::*;
 use ballast_proto::v1::{
