@@ -186,6 +186,8 @@ impl World {
             _ => return,
         };
         self.feed(event);
+        let (committed, durable) = (self.run.state.committed(), self.ledger.len() as u64);
+        assert!(committed <= durable, "step {committed} is committed, but the ledger ends with step {durable}");
     }
 
     /// The coordinator is killed and started again; what was not written is lost, and so are all sessions.
