@@ -65,7 +65,12 @@ impl State {
             self.enough_since = None;
             return format!("{} to come back from the last generation", returning.join(", "));
         }
-        let (idle, loading) = (self.candidates().len(), self.members.values().filter(|m| !m.ready()).count());
+        let candidates = self.candidates();
+        if candidates.iter().any(|w| self.members[w].draining.is_some()) && self.all_draining() {
+            // They keep their places until a checkpoint has what they know, and nobody else can come meanwhile.
+            return String::new();
+        }
+        let (idle, loading) = (candidates.len(), self.members.values().filter(|m| !m.ready()).count());
         let (least, wanted) = (self.settings.min_workers, self.settings.workers);
         if idle < least {
             self.enough_since = None;
@@ -73,7 +78,7 @@ impl State {
         }
         let since = *self.enough_since.get_or_insert(now);
         // Survivors do not wait: whoever comes later enters at the next step boundary.
-        let may_begin = self.candidates().iter().any(|worker| self.members[worker].veteran);
+        let may_begin = candidates.iter().any(|worker| self.members[worker].veteran);
         if idle < wanted && !may_begin && now.saturating_sub(since) < self.settings.gather_ms {
             return format!("{idle} of {wanted} workers are ready; the rest has {} s", self.settings.gather_ms / 1000);
         }
@@ -88,6 +93,10 @@ impl State {
         let bearer = idle().find(|(_, m)| m.step() == newest && m.draining.is_some()).map(|(worker, _)| *worker);
         let bearer = bearer.filter(|worker| !self.kept_without(*worker));
         idle().filter(|(w, m)| m.draining.is_none() || Some(**w) == bearer).map(|(worker, _)| *worker).collect()
+    }
+
+    fn all_draining(&self) -> bool {
+        self.members.values().all(|member| member.draining.is_some())
     }
 
     /// Whether nothing is lost with what a worker holds: others hold it too, or a checkpoint does, or it is not the newest.

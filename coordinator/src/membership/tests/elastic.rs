@@ -257,6 +257,27 @@ fn a_leaving_worker_that_alone_holds_the_state_takes_part_until_another_has_it()
     assert_eq!((goodbyes(&run), ranks(&run)), (vec![1], vec![(b, last, StateSource::Memory, false)]));
 }
 
+/// They have the places, so nobody else could come.
+#[test]
+fn when_all_want_to_leave_below_the_least_number_a_checkpoint_is_taken_all_the_same() {
+    let mut run = Run::training(Settings { min_workers: 2, ..settings(2) });
+    run.commit(1);
+    let first = run.generation();
+    for worker in [1, 2] {
+        run.feed(Event::Draining { worker, reason: "SIGTERM".into() });
+    }
+    run.feed(Event::GenerationFailed { worker: 1, generation: first, reason: "r".into() });
+    run.back(1, first, 1);
+    run.back(2, first, 1);
+    assert_eq!(ranks(&run), [(1, 1, StateSource::Memory, false)]);
+    let (last, checkpoint) = run.state.boundary();
+    assert!(checkpoint);
+    (2..=last).for_each(|step| run.commit(step));
+    run.feed(Event::CheckpointSaved { step: last });
+    run.back(1, run.generation(), last);
+    assert_eq!(run.state.members().count(), 0);
+}
+
 #[test]
 fn workers_that_load_or_wait_leave_at_once() {
     let mut run = Run::new(Settings { min_workers: 2, ..settings(3) });
