@@ -89,12 +89,17 @@ pub enum Event {
         /// The step.
         to: u64,
     },
+    /// The state after a step is being saved; [`Event::CheckpointSaved`] or [`Event::CheckpointFailed`] follows.
+    CheckpointBegun {
+        /// The step.
+        step: u64,
+    },
     /// The checkpoint of a step is durable.
     CheckpointSaved {
         /// The step.
         step: u64,
     },
-    /// The checkpoint of a step could not be saved, and the run is to go on without it.
+    /// The state after a step was not saved, and the run is to go on without that checkpoint.
     CheckpointFailed {
         /// The step.
         step: u64,

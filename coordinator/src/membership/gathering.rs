@@ -82,6 +82,11 @@ impl State {
         if idle < wanted && !may_begin && now.saturating_sub(since) < self.settings.gather_ms {
             return format!("{idle} of {wanted} workers are ready; the rest has {} s", self.settings.gather_ms / 1000);
         }
+        let base = self.base().step();
+        if let Some(step) = self.saving.last().filter(|step| base < self.recorded && base < **step) {
+            // What is on its way to the store need not be done again.
+            return format!("the checkpoint of step {step} to be saved");
+        }
         String::new()
     }
 
@@ -240,6 +245,8 @@ impl State {
 
     /// Those who wait for this checkpoint to leave take part once more, and it is tried again.
     pub(super) fn checkpoint_failed(&mut self, step: u64, now: u64, out: &mut Vec<Effect>) {
+        self.saving.remove(&step);
+        self.gather(now, out);
         let closing = self.generation.as_mut().and_then(|active| active.closing.as_mut());
         if let Some(closing) = closing.filter(|closing| closing.last_step == step) {
             closing.checkpoint = false;

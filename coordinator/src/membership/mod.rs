@@ -65,6 +65,7 @@ impl State {
             Event::Disconnected { worker } => self.disconnected(worker, now, out),
             Event::Committed { step } => self.step_committed(step, now, out),
             Event::Rewound { .. } => self.rewound(now, out),
+            Event::CheckpointBegun { step } => drop(self.saving.insert(step)),
             Event::CheckpointSaved { step } => self.checkpoint_saved(step, now, out),
             Event::CheckpointFailed { step } => self.checkpoint_failed(step, now, out),
             Event::EvaluationFinished => self.evaluation_finished(out),

@@ -5,7 +5,7 @@ use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Generation, NumericsFingerprint, StepReport, Timeouts, Transport},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Identity of one membership of one worker; never reused within an epoch.
 pub type WorkerId = u64;
@@ -89,6 +89,8 @@ pub struct State {
     pub(super) step_ms: [Option<u64>; 2],
     /// Newest step with a durable checkpoint.
     pub(super) checkpoint: Option<u64>,
+    /// Steps whose states are being saved.
+    pub(super) saving: BTreeSet<u64>,
     /// A requested stop: the reason and the last step.
     pub(super) stop: Option<(String, u64)>,
     /// Since when there are enough workers for a generation, while none is formed.
@@ -240,6 +242,7 @@ impl State {
             committed_at: 0,
             step_ms: [None; 2],
             checkpoint: settings.checkpoint,
+            saving: BTreeSet::new(),
             stop: None,
             enough_since: None,
             waiting: String::new(),

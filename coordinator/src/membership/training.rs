@@ -113,12 +113,14 @@ impl State {
     }
 
     pub(super) fn checkpoint_saved(&mut self, step: u64, now: u64, out: &mut Vec<Effect>) {
+        self.saving.remove(&step);
         if step <= self.committed && self.checkpoint.is_none_or(|newest| newest < step) {
             self.checkpoint = Some(step);
             out.push(note(Level::Info, format!("checkpoint of step {step} is durable")));
             self.conclude_training(out);
             self.regroup(now, out);
             self.release_drained(now, out);
+            self.gather(now, out);
         }
     }
 

@@ -41,6 +41,19 @@ impl Saver {
     /// When the state is malformed, which is its sender's fault. When the store fails, the run's policy decides: an error
     /// here means that the run has been told to end.
     pub(super) async fn save(
+        self: &Arc<Self>,
+        step: u64,
+        generation: Generation,
+        state_sha256: Bytes,
+        files: [Bytes; 2],
+    ) -> Result<(), Failure> {
+        let saver = Arc::clone(self);
+        // A worker that goes away in the midst of it does not cancel it.
+        let saving = tokio::spawn(async move { saver.save_in_turn(step, generation, state_sha256, files).await });
+        saving.await.unwrap_or_else(|e| Err(Failure::new(ErrorCode::Internal, e.to_string())))
+    }
+
+    async fn save_in_turn(
         &self,
         step: u64,
         generation: Generation,
@@ -51,15 +64,29 @@ impl Saver {
         if newest.is_some_and(|newest| newest >= step) {
             return Ok(());
         }
+        self.link.tell(Command::Event(Event::CheckpointBegun { step })).await?;
+        // It may have become void while it waited for its turn; from here on the membership waits for it.
+        let recorded = self.link.ask(|reply| Command::StateOf(step, reply)).await?;
         let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
-        let saving = spawn_blocking(move || write(&blueprint, &*store, step, generation, &state_sha256, &files));
-        match saving.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))? {
+        let saving = spawn_blocking(move || {
+            if recorded.as_deref() != Some(&*state_sha256) {
+                let message = format!("the state of step {step} is not the one that was committed");
+                return Err(Unsaved::Refused(Failure::new(ErrorCode::StateDiverged, message)));
+            }
+            write(&blueprint, &*store, step, generation, &state_sha256, &files)
+        });
+        let saved =
+            saving.await.unwrap_or_else(|e| Err(Unsaved::Failed(Failure::new(ErrorCode::Internal, e.to_string()))));
+        match saved {
             Ok(directory) => {
                 *newest = Some(step);
                 let path = checkpoint::locate(&*self.store, &directory);
                 self.link.tell(Command::Saved { step, directory, path }).await
             }
-            Err(Unsaved::Refused(failure)) => Err(failure),
+            Err(Unsaved::Refused(failure)) => {
+                self.link.tell(Command::Event(Event::CheckpointFailed { step })).await?;
+                Err(failure)
+            }
             Err(Unsaved::Failed(failure)) => self.failed(step, failure).await,
         }
     }

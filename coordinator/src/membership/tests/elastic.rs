@@ -117,6 +117,29 @@ fn when_nobody_survives_the_ledger_goes_back_to_the_checkpoint() {
 }
 
 #[test]
+fn a_checkpoint_that_is_being_saved_is_waited_for_before_anything_is_void() {
+    for saved in [true, false] {
+        let mut run = Run::training(settings(1));
+        run.commit(1);
+        run.commit(2);
+        run.feed(Event::CheckpointBegun { step: 2 });
+        run.feed(Event::Disconnected { worker: 1 });
+        let a = run.join("a");
+        run.ready(a);
+        run.now = 50;
+        run.feed(Event::Tick);
+        assert_eq!((rewound_to(&run), run.state.waiting()), (None, "the checkpoint of step 2 to be saved"));
+        if saved {
+            run.feed(Event::CheckpointSaved { step: 2 });
+            assert_eq!(ranks(&run), [(a, 2, StateSource::Checkpoint, false)]);
+        } else {
+            run.feed(Event::CheckpointFailed { step: 2 });
+            assert_eq!(rewound_to(&run), Some(0));
+        }
+    }
+}
+
+#[test]
 fn without_a_checkpoint_it_goes_back_to_the_seed() {
     let mut run = Run::training(settings(1));
     run.commit(1);

@@ -17,6 +17,7 @@ enum Draw {
     Report { worker: u64, ahead: u64, state: u8, stale: bool },
     Acknowledge(u64),
     Save(u64),
+    SaveBegins(u64),
     SaveFails(u64),
     Communicator(u64, bool),
     GenerationFailed(u64),
@@ -45,6 +46,7 @@ fn draw() -> impl Strategy<Value = Draw> {
         ),
         10 => (0u64..3).prop_map(Draw::Acknowledge),
         6 => (0u64..3).prop_map(Draw::Save),
+        4 => (0u64..3).prop_map(Draw::SaveBegins),
         2 => (0u64..3).prop_map(Draw::SaveFails),
         2 => (worker.clone(), prop::bool::weighted(0.1)).prop_map(|(w, stale)| Draw::Communicator(w, stale)),
         1 => worker.clone().prop_map(Draw::GenerationFailed),
@@ -90,6 +92,7 @@ fn event(run: &Run, draw: Draw) -> Event {
             Event::StepReported { worker, report: report(generation, step, state), planned: Some(PLAN) }
         }
         Draw::Acknowledge(ahead) => Event::Committed { step: committed + ahead },
+        Draw::SaveBegins(back) => Event::CheckpointBegun { step: (committed + 1).saturating_sub(back) },
         Draw::SaveFails(back) => Event::CheckpointFailed { step: (committed + 1).saturating_sub(back) },
         Draw::Save(back) => Event::CheckpointSaved { step: (committed + 1).saturating_sub(back) },
         Draw::Communicator(worker, stale) => {

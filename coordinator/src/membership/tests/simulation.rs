@@ -87,8 +87,8 @@ struct World {
     ledger: Vec<(u64, Generation)>,
     checkpoint: Option<u64>,
     epoch: u64,
-    /// States on their way to the store.
-    saving: Vec<u64>,
+    /// States on their way to the store, and whether they are being written.
+    saving: Vec<(u64, bool)>,
     /// Who of a generation has contributed to a step.
     reductions: BTreeMap<(Generation, u64), u64>,
     /// The generation whose state was handed over.
@@ -195,6 +195,10 @@ impl World {
         self.epoch += 1;
         self.tally.restarts += 1;
         self.writing.clear();
+        let written = self.saving.iter().find(|(step, begun)| *begun && *step <= self.ledger.len() as u64);
+        if let Some((step, _)) = written.filter(|_| self.dice.0.is_multiple_of(2)) {
+            self.checkpoint = self.checkpoint.max(Some(*step));
+        }
         self.saving.clear();
         self.broken.clear();
         self.workers.iter_mut().for_each(Worker::lose_session);
@@ -256,25 +260,34 @@ impl World {
                         return;
                     }
                 }
-                self.saving.push(step);
+                self.saving.push((step, false));
                 return;
             }
         };
         self.feed(event);
     }
 
-    /// A checkpoint is durable, once its step is.
+    /// The store does the next thing: begins to write a state whose step is durable, or has written one.
     fn save(&mut self, fails: bool) {
         let newest = self.ledger.len() as u64;
-        let Some(at) = self.saving.iter().position(|step| *step <= newest) else { return };
-        let step = self.saving.swap_remove(at);
-        if fails && step != STEPS {
-            self.feed(Event::CheckpointFailed { step });
+        let writes = self.saving.iter().position(|(_, begun)| *begun);
+        let next = writes.or_else(|| self.saving.iter().position(|(step, _)| *step <= newest));
+        let Some(at) = next else { return };
+        let (step, begun) = self.saving[at];
+        if !begun {
+            self.saving[at].1 = true;
+            self.feed(Event::CheckpointBegun { step });
             return;
         }
-        if self.checkpoint < Some(step) {
+        self.saving.swap_remove(at);
+        assert!(step <= self.ledger.len() as u64, "a checkpoint of a step that is void");
+        if fails && step != STEPS {
+            self.feed(Event::CheckpointFailed { step });
+        } else if self.checkpoint < Some(step) {
             self.checkpoint = Some(step);
             self.feed(Event::CheckpointSaved { step });
+        } else {
+            self.feed(Event::CheckpointFailed { step });
         }
     }
 

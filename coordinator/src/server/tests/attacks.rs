@@ -265,7 +265,7 @@ async fn every_attack_is_refused_and_the_run_completes_beside_them() {
 }
 
 /// While workers gather, a step of a generation that there is not counts for nothing, and a member that breaks the protocol
-/// is dismissed, which frees its place. (With a rank its forged report ends the run: `faults` has these.)
+/// is dismissed, which frees its place. (With a rank its forged report costs the generation: `faults` has these.)
 async fn forged_report_before_the_run(channel: Channel) {
     let mut liar = FakeWorker::join_over(channel, "liar").await.unwrap();
     let report = ballast_proto::v1::StepReport {
