@@ -4,7 +4,7 @@ use crate::failure;
 use crate::progress::Presenter;
 use crate::screen::Screen;
 use crate::supervise::{Ended, LocalWorkers, Next};
-use ballast_coordinator::server::{Coordinator, RunEvent, RunOutcome};
+use ballast_coordinator::server::{Coordinator, RunEvent, RunOutcome, RunPhase};
 use ballast_proto::{ErrorCode, Failure, exit};
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -38,7 +38,8 @@ pub(crate) async fn follow(
             },
             mut ended = workers.next_ended() => {
                 // Whoever leaves when the run is to end is not missed.
-                let next = if asked.is_none() { workers.replace(&mut ended) } else { Next::Gone };
+                let over = asked.is_some() || progress.borrow().phase == RunPhase::Over;
+                let next = if over { Next::Gone } else { workers.replace(&mut ended) };
                 match next {
                     Next::Gone => dead.push(ended),
                     Next::Replaced(message) => presenter.show(&RunEvent::Warning { message }, &progress.borrow()),

@@ -32,7 +32,8 @@ pub enum Record {
     Start {
         /// Its epoch.
         epoch: u64,
-        /// Hash of all that decides which state a step leads to.
+        /// Hash of all that decides which state a step leads to; empty where something else does, too (sums that depend on the
+        /// number of workers).
         recipe: String,
         /// Samples of the prepared set; 0 where an older version wrote this.
         #[serde(default)]

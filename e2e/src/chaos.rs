@@ -181,7 +181,7 @@ impl<'a> Storm<'a> {
             } else if let Some((generation, _)) = line.strip_prefix("generation ").and_then(|rest| rest.split_once(':'))
             {
                 self.generation = generation.to_owned();
-                self.tally.generations.insert(generation.to_owned());
+                self.tally.generations.insert(format!("{} {generation}", self.dir));
             } else if let Some(point) = struck(line) {
                 self.tally.count("coordinator killed", point);
             }

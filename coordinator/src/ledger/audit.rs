@@ -230,7 +230,8 @@ impl<'a> Reader<'a> {
     /// Seconds from the newest step that counts to `now_ms`, while somebody wanted the run to go on; `None` when the coordinator
     /// before this one was done.
     fn gap_seconds(&self, now_ms: u64) -> Option<f64> {
-        let kept_ms = self.lineage.last_key_value().map_or(self.chapters[0].started_ms, |(_, (kept, _))| kept.at_ms);
+        let began_ms = || self.chapters.first().map_or(0, |chapter| chapter.started_ms);
+        let kept_ms = self.lineage.last_key_value().map(|(_, (kept, _))| kept.at_ms).unwrap_or_else(began_ms);
         let gap = seconds(kept_ms, now_ms);
         let [.., before, this] = &self.chapters[..] else { return Some(gap) };
         if !self.changed_hands {
@@ -244,6 +245,7 @@ impl<'a> Reader<'a> {
     fn step(&mut self, step: &'a StepRecord) -> Result<(), String> {
         if let Some((void, recipe)) = self.voided.get(&step.step)
             && *recipe == self.recipe
+            && !self.recipe.is_empty()
         {
             if void.state_sha256 != step.state_sha256 {
                 return Err(format!("step {} led to another state when it was redone", step.step));

@@ -255,6 +255,7 @@ impl Ledger {
                 }
                 if let Some(void) = self.voided.get(&record.step)
                     && void.recipe == self.recipe
+                    && !self.recipe.is_empty()
                     && void.record.state_sha256 != record.state_sha256
                 {
                     let (found, recorded) = (record.state_sha256, void.record.state_sha256.clone());

@@ -67,7 +67,7 @@ impl State {
             );
         }
         if let Phase::Over(outcome) = &self.phase {
-            return fail(ErrorCode::RunFull, format!("the run is over: {}", outcome.reason));
+            return fail(ErrorCode::Interrupted, format!("the run is over: {}", outcome.reason));
         }
         if self.members.len() >= self.settings.workers {
             return fail(

@@ -9,6 +9,8 @@ use ballast_proto::{
     },
 };
 
+use std::collections::BTreeMap;
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
@@ -66,6 +68,13 @@ pub enum Event {
         generation: Generation,
         /// Why, in the worker's words.
         reason: String,
+    },
+    /// A worker said something that no worker says.
+    Breach {
+        /// Who.
+        worker: WorkerId,
+        /// What is wrong with it.
+        failure: Failure,
     },
     /// A worker says farewell.
     Leaving {
@@ -128,6 +137,7 @@ impl Event {
             | Self::CommunicatorMade { worker, .. }
             | Self::StepReported { worker, .. }
             | Self::GenerationFailed { worker, .. }
+            | Self::Breach { worker, .. }
             | Self::Leaving { worker, .. }
             | Self::Disconnected { worker } => Some(*worker),
             _ => None,
@@ -144,13 +154,13 @@ pub struct StepTotals {
     pub tokens: u64,
 }
 
-/// What is known of a step of which a worker says that it holds the state.
+/// What is known of the steps of which a worker speaks when it is ready.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KnownStep {
-    /// SHA-256 of the state after it, if the ledger has the step.
+    /// SHA-256 of the state after the step that it holds the state of, if the ledger has the step.
     pub state_sha256: Option<Vec<u8>>,
-    /// What the plan says about it.
-    pub planned: Option<StepTotals>,
+    /// What the plan says about the steps that it reports.
+    pub planned: BTreeMap<u64, StepTotals>,
 }
 
 /// Something to be done, in order.

@@ -3,6 +3,7 @@
 use super::{
     Effect, Level, Phase, State, WorkerId,
     admission::note,
+    ending::stopped,
     state::{ActiveGeneration, Closing, Member, Standing},
 };
 use ballast_proto::exit;
@@ -33,6 +34,11 @@ impl State {
     pub(super) fn gather(&mut self, now: u64, out: &mut Vec<Effect>) {
         self.release_drained(now, out);
         if self.phase != Phase::Gathering || self.rewinding {
+            return;
+        }
+        if let Some((reason, _)) = self.stop.clone().filter(|_| self.members.is_empty()) {
+            // Whoever stops a run starts no more workers for it.
+            self.finish(stopped(&reason, self.committed), out);
             return;
         }
         let missing = self.missing(now);

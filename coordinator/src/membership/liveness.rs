@@ -71,15 +71,15 @@ impl State {
             let waited = over(member.joined_at, timeouts.load_ms);
             return waited.then_some((Fault::NotReady, member.joined_at, worker));
         }
+        // It was called back, and does not come.
+        if member.engaged() && self.phase == Phase::Gathering {
+            return over(member.moved_at, timeouts.progress_ms).then_some((Fault::Hung, member.moved_at, worker));
+        }
         match member.phase {
             v1::Phase::Compute | v1::Phase::Apply | v1::Phase::Evaluate
                 if over(member.moved_at, timeouts.progress_ms) =>
             {
                 fault(Fault::Hung, member.moved_at)
-            }
-            // It was called back, and does not come.
-            v1::Phase::Reduce if member.engaged() && self.phase == Phase::Gathering => {
-                over(member.moved_at, timeouts.progress_ms).then_some((Fault::Hung, member.moved_at, worker))
             }
             // Waiting for a slower rank is no fault, so a collective is stuck only when nobody at all moves.
             v1::Phase::Reduce if self.phase == Phase::Training => {

@@ -17,6 +17,8 @@
 //! leave it ends at a step boundary. The next one starts from the newest state that any of them holds; only when nobody
 //! holds the newest recorded step's, the ledger goes back to what there is.
 
+use ballast_proto::Failure;
+
 mod admission;
 mod communicator;
 mod ending;
@@ -60,6 +62,10 @@ impl State {
             Event::StepReported { worker, report, planned } => self.step_reported(worker, report, planned, now, out),
             Event::GenerationFailed { worker, generation, reason } => {
                 self.generation_failed(worker, generation, &reason, now, out);
+            }
+            Event::Breach { worker, failure } => {
+                let message = format!("{} broke the protocol: {}", self.label(worker), failure.message);
+                self.lose(worker, Failure::new(failure.code, message), now, out);
             }
             Event::Leaving { worker, failure } => self.leaving(worker, failure, now, out),
             Event::Disconnected { worker } => self.disconnected(worker, now, out),

@@ -7,7 +7,7 @@ use super::{
 };
 use ballast_proto::{
     ErrorCode, Failure,
-    v1::{self, HeldState, NumericsFingerprint, Ready, StepReport},
+    v1::{self, Generation, HeldState, NumericsFingerprint, Ready, StepReport},
 };
 
 impl State {
@@ -82,11 +82,12 @@ impl State {
     /// The state that a worker holds, if it is the run's: the one that the ledger records for its step, or one that the ledger
     /// can still be told of, because the worker (or another rank) reports what every step up to it came to.
     fn accept(&mut self, worker: WorkerId, held: &HeldState, known: &KnownStep, out: &mut Vec<Effect>) -> Option<Held> {
-        let HeldState { step, state_sha256, report } = held;
+        let HeldState { step, state_sha256, reports } = held;
         let accepted = if *step <= self.recorded {
             known.state_sha256.as_deref() == Some(&**state_sha256)
         } else {
-            self.learn(worker, *step, state_sha256, report.as_ref(), known);
+            let newest = reports.last().is_some_and(|r| r.step == *step && r.state_sha256 == *state_sha256);
+            reports.iter().filter(|_| newest).for_each(|report| self.learn(worker, report, known));
             let reported = |step: &u64| self.reports.get(step).is_some_and(|reports| !reports.is_empty());
             let newest = self.reports.get(step);
             (self.recorded + 1..=*step).all(|step| reported(&step))
@@ -99,19 +100,22 @@ impl State {
         accepted.then_some(Held { step: *step })
     }
 
-    /// Takes note of the report of the newest step that a worker holds, if nobody was told of it before: the coordinator that
-    /// it went to is gone.
-    fn learn(&mut self, worker: WorkerId, step: u64, state: &[u8], report: Option<&StepReport>, known: &KnownStep) {
-        let Some(report) = report else { return };
-        let plausible = step == self.recorded + 1
-            && step <= self.settings.total_steps
-            && report.step == step
-            && *report.state_sha256 == *state
-            && state.len() == 32
-            && known.planned.is_some_and(|plan| plan.agree(report))
+    /// Takes note of a step that leads to the state that a worker holds, if nobody was told of it before: the coordinator that it
+    /// was reported to is gone.
+    fn learn(&mut self, worker: WorkerId, report: &StepReport, known: &KnownStep) {
+        let step = report.step;
+        let reported = |step: u64| self.reports.get(&step).is_some_and(|reports| !reports.is_empty());
+        let of_its_time = |generation: Generation| {
+            generation.epoch <= self.settings.epoch && generation.number >= self.recorded_generation
+        };
+        let planned = known.planned.get(&step).is_some_and(|plan| plan.agree(report));
+        let plausible = step > self.recorded
+            && (self.recorded + 1..step).all(reported)
+            && report.state_sha256.len() == 32
+            && planned
             && report.loss.is_finite()
             && report.grad_norm.is_finite()
-            && report.generation.is_some_and(|generation| generation.epoch <= self.settings.epoch);
+            && report.generation.is_some_and(of_its_time);
         if plausible {
             self.reports.entry(step).or_default().entry(worker).or_insert_with(|| report.clone());
         }

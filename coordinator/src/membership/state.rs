@@ -77,6 +77,8 @@ pub struct State {
     pub(super) reports: BTreeMap<u64, BTreeMap<WorkerId, StepReport>>,
     /// Newest step handed to the ledger.
     pub(super) recorded: u64,
+    /// Number of the generation that trained it, or of the newest that an earlier epoch recorded.
+    pub(super) recorded_generation: u64,
     /// Newest step durable in the ledger.
     pub(super) committed: u64,
     /// Whether the ledger is being told that later steps are void.
@@ -236,6 +238,7 @@ impl State {
             generation: None,
             reports: BTreeMap::new(),
             recorded: settings.head,
+            recorded_generation: settings.last_generation,
             committed: settings.head,
             rewinding: false,
             horizon: settings.head,

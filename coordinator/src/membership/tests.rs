@@ -113,7 +113,10 @@ impl Run {
 
     /// What the shell knows of a step.
     pub(super) fn known(&self, step: u64) -> KnownStep {
-        KnownStep { state_sha256: self.ledger.get(&step).cloned(), planned: Some(PLAN) }
+        KnownStep {
+            state_sha256: self.ledger.get(&step).cloned(),
+            planned: (1..=step).map(|step| (step, PLAN)).collect(),
+        }
     }
 
     pub(super) fn join(&mut self, name: &str) -> WorkerId {
@@ -208,7 +211,7 @@ pub(super) fn ready(fingerprint: NumericsFingerprint) -> Ready {
 
 /// A state after a step that was trained in a generation.
 pub(super) fn held(generation: Generation, step: u64, state: u8) -> HeldState {
-    HeldState { step, state_sha256: vec![state; 32].into(), report: Some(report(generation, step, state)) }
+    HeldState { step, state_sha256: vec![state; 32].into(), reports: vec![report(generation, step, state)] }
 }
 
 pub(super) fn heartbeat(progress: u64, phase: ballast_proto::v1::Phase) -> Heartbeat {

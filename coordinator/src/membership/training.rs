@@ -85,6 +85,7 @@ impl State {
         match agreement(&reports) {
             Ok(report) => {
                 out.push(Effect::Persist(commit(report, &reports)));
+                self.recorded_generation = report.generation.map_or(self.recorded_generation, |g| g.number);
                 self.recorded = step;
                 true
             }

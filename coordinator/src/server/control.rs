@@ -26,6 +26,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+/// Reports of steps that a worker may bring with its state; steps are not streamed so far ahead.
+const MOST_REPORTS: u64 = 1100;
+
 /// What the services ask of the loop.
 pub(super) enum Command {
     /// Something happened.
@@ -187,7 +190,7 @@ impl Control {
         match command {
             Command::Event(event) => self.feed(event),
             Command::Ready(worker, ready) => {
-                let known = self.known(ready.held.as_ref().map_or(0, |held| held.step));
+                let known = self.known(&ready);
                 self.feed(Event::Ready { worker, ready, known });
             }
             Command::Join(request, reply) => {
@@ -216,11 +219,11 @@ impl Control {
                 let _ = reply.send(newest.map(|(_, directory)| directory.clone()));
             }
             Command::Saved { step, directory, path } => {
-                if self.checkpoint.as_ref().is_none_or(|(newest, _)| *newest < step) {
-                    self.checkpoint = Some((step, directory));
-                }
                 self.display.saved(step, path);
                 self.feed(Event::CheckpointSaved { step });
+                if self.state.checkpoint() == Some(step) {
+                    self.checkpoint = Some((step, directory));
+                }
             }
             Command::NotSaved { step, reason } => {
                 self.display.not_saved(step, reason);
@@ -238,8 +241,15 @@ impl Control {
         self.serve_waiting();
     }
 
-    fn known(&self, step: u64) -> KnownStep {
-        KnownStep { state_sha256: self.hashes.get(&step).cloned(), planned: self.blueprint.totals(step) }
+    fn known(&self, ready: &Ready) -> KnownStep {
+        let Some(held) = &ready.held else { return KnownStep::default() };
+        let planned = |step: u64| self.blueprint.totals(step).map(|totals| (step, totals));
+        // As many as may be streamed ahead, and no more, are of any use.
+        let reports = held.reports.iter().rev().take(usize::try_from(MOST_REPORTS).unwrap_or(0));
+        KnownStep {
+            state_sha256: self.hashes.get(&held.step).cloned(),
+            planned: reports.filter_map(|report| planned(report.step)).collect(),
+        }
     }
 
     /// A state that is recorded may also come late, from a worker whose generation has ended meanwhile: its hash tells that it
@@ -294,11 +304,18 @@ impl Control {
     /// Answers workers that wait for a task, as far as there is an answer.
     fn serve_waiting(&mut self) {
         for (worker, reply) in std::mem::take(&mut self.waiting) {
+            // What it was handed out before it was lost is back already; nothing may be handed to it any more.
+            if reply.is_closed() || !self.state.is_member(worker) {
+                continue;
+            }
             let over = matches!(self.state.phase(), Phase::Over(_));
             match if over { Next::Done } else { self.queue.next(worker) } {
                 Next::Wait => self.waiting.push((worker, reply)),
-                // A worker that no longer waits for its answer is lost, and its tasks will come back.
-                next => drop(reply.send(Ok(next))),
+                next => {
+                    if reply.send(Ok(next)).is_err() {
+                        self.queue.requeue(worker);
+                    }
+                }
             }
         }
     }

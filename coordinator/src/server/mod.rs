@@ -44,7 +44,7 @@ pub use progress::{Progress, RunEvent, RunPhase};
 
 use crate::{
     checkpoint::{self, sha256_hex},
-    config::Resolved,
+    config::{Reduction, Resolved},
     evaluation::Queue,
     membership::{Event, Settings, State},
     report,
@@ -324,7 +324,8 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
             checkpoint: directory.checkpoint.map(|(_, checkpoint)| checkpoint::locate(&*directory.store, &checkpoint)),
         }));
     }
-    let recipe = directory.record.recipe(blueprint.steps_matter());
+    let exact = blueprint.run.train.reduction == Reduction::Exact;
+    let recipe = if exact { directory.record.recipe(blueprint.steps_matter()) } else { String::new() };
     let epoch = directory.take(&recipe, blueprint.data.samples.len() as u64)?;
     Ok(Opened::Taken { directory: Box::new(directory), epoch })
 }

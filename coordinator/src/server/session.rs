@@ -74,7 +74,7 @@ async fn read(worker: WorkerId, mut inbound: Streaming<WorkerMessage>, link: &Li
         let command = match command(worker, message, blueprint) {
             Ok(command) => command,
             Err(failure) => {
-                let _ = link.tell(Command::Event(Event::Leaving { worker, failure: Some(failure) })).await;
+                let _ = link.tell(Command::Event(Event::Breach { worker, failure })).await;
                 return;
             }
         };

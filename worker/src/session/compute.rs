@@ -18,7 +18,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
+
+/// Pause between looks at an upload that must leave first.
+const BUSY: Duration = Duration::from_millis(5);
 
 /// What the session wants computed.
 pub(super) enum Order {
@@ -96,7 +100,20 @@ struct Kept {
     held: Option<HeldState>,
 }
 
+/// Reports that are kept of the newest steps: more than a coordinator has streamed ahead of what it has recorded.
+const REPORTS: usize = 64;
+
 impl Kept {
+    /// Takes note of a step that was applied.
+    fn hold(&mut self, step: u64, state_sha256: Bytes, report: StepReport) {
+        let mut reports = self.held.take().map(|held| held.reports).unwrap_or_default();
+        if reports.len() >= REPORTS {
+            reports.remove(0);
+        }
+        reports.push(report);
+        self.held = Some(HeldState { step, state_sha256, reports });
+    }
+
     fn ready(&self, left: Option<Generation>) -> Ready {
         Ready { fingerprint: Some(self.engine.fingerprint().clone()), held: self.held.clone(), left }
     }
@@ -180,7 +197,7 @@ impl Computer {
             fault::point("report", shard.step);
             let report = report(training.generation, shard.step, &outcome);
             let state_sha256 = report.state_sha256.clone();
-            kept.held = Some(HeldState { step: shard.step, state_sha256, report: Some(report.clone()) });
+            kept.hold(shard.step, state_sha256, report.clone());
             self.tell(Event::Stepped(report));
             if shard.checkpoint_after && training.formed.rank == 0 {
                 self.upload(&*kept.engine, training)?;
@@ -210,7 +227,7 @@ impl Computer {
                     let detail = format!("its files are whole, but the state after step {start} has another sha256");
                     return Err(WorkerError::State { file: "state from the coordinator".into(), detail });
                 }
-                kept.held = Some(HeldState { step: start, state_sha256, report: None });
+                kept.held = Some(HeldState { step: start, state_sha256, reports: Vec::new() });
             }
             StateSource::Memory => {}
             StateSource::Unspecified => {
@@ -232,7 +249,15 @@ impl Computer {
         let snapshot = Snapshot { generation, step, export: engine.copy_state()? };
         // The one before it may still be on its way, and then this waits for others.
         self.progress.set_phase(Phase::Waiting);
-        let _ = training.snapshots.blocking_send(snapshot);
+        let mut snapshot = snapshot;
+        while let Err(TrySendError::Full(back)) = training.snapshots.try_send(snapshot) {
+            // It may wait for this very generation to be given up.
+            if let Some(aborted) = training.control.abort.reason() {
+                return Err(aborted.into());
+            }
+            snapshot = back;
+            std::thread::sleep(BUSY);
+        }
         Ok(())
     }
 

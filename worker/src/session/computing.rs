@@ -57,16 +57,22 @@ impl Computing {
         let limit = self.patience();
         // A thread that has ended drops the answer's other end.
         let _ = self.orders.send(Order::Introduce(reply));
-        match timeout(limit, answer).await {
-            Ok(Ok(ready)) => {
-                // What happened in the generation that is gone needs no telling: the state tells it.
-                while self.events.try_recv().is_ok() {}
-                Ok(ready)
-            }
-            Ok(Err(_)) => Err(self.failure()),
-            Err(_) => {
-                let message = format!("the computation did not come back within {} s", limit.as_secs());
-                Err(Failure::new(ErrorCode::LeaseExpired, message))
+        tokio::pin!(answer);
+        let mut seen = self.progress.heartbeat();
+        loop {
+            match timeout(limit, &mut answer).await {
+                Ok(Ok(ready)) => {
+                    // What happened in the generation that is gone needs no telling: the state tells it.
+                    while self.events.try_recv().is_ok() {}
+                    return Ok(ready);
+                }
+                Ok(Err(_)) => return Err(self.failure()),
+                // A step that moves may take its time.
+                Err(_) if self.progress.heartbeat() != seen => seen = self.progress.heartbeat(),
+                Err(_) => {
+                    let message = format!("the computation stood still for {} s", limit.as_secs());
+                    return Err(Failure::new(ErrorCode::LeaseExpired, message));
+                }
             }
         }
     }

@@ -47,8 +47,13 @@ pub(super) struct Joined {
 }
 
 /// Connects and joins, trying again for up to `limit` while the coordinator cannot be reached or has no room for another
-/// connection. A refusal is final.
-pub(super) async fn join(connector: &Connector, request: JoinRequest, limit: Duration) -> Result<Joined, Failure> {
+/// connection. A refusal is final; but for `again`, when the run may be full of this worker itself, whose lease has not ended.
+pub(super) async fn join(
+    connector: &Connector,
+    request: JoinRequest,
+    limit: Duration,
+    again: bool,
+) -> Result<Joined, Failure> {
     let attempt = || join_once(connector, &request);
     let patience = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(100))
@@ -59,8 +64,10 @@ pub(super) async fn join(connector: &Connector, request: JoinRequest, limit: Dur
     let url = connector.url();
     attempt
         .retry(patience)
-        .when(|failure: &Failure| {
-            matches!(failure.code, ErrorCode::CoordinatorUnreachable | ErrorCode::TooManyConnections)
+        .when(|failure: &Failure| match failure.code {
+            ErrorCode::CoordinatorUnreachable | ErrorCode::TooManyConnections => true,
+            ErrorCode::RunFull => again,
+            _ => false,
         })
         .notify(|failure: &Failure, pause| tracing::debug!(%failure, ?pause, "coordinator not reached, trying again"))
         .await
@@ -95,7 +102,7 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let url = format!("http://{free}");
         let connector = Connector::new(&url, &ClientSecurity::default()).unwrap();
-        let failure = join(&connector, JoinRequest::default(), Duration::from_millis(300)).await.err().unwrap();
+        let failure = join(&connector, JoinRequest::default(), Duration::from_millis(300), false).await.err().unwrap();
         assert_eq!(failure.code, ErrorCode::CoordinatorUnreachable);
         assert!(failure.message.starts_with(&format!("coordinator {url} not reached within 0 s: ")), "{failure}");
     }

@@ -32,7 +32,6 @@ pub(super) enum Event {
 }
 
 /// Something to be done, in order.
-#[expect(clippy::large_enum_variant, reason = "there are few at a time, and none lives long")]
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Action {
     /// Tell the coordinator.

@@ -125,7 +125,7 @@ async fn work(
         ring_address,
     };
     let mut terminated = Box::pin(terminated);
-    let Some(mut joined) = join(&connector, &request, options.connect_timeout, &mut terminated).await? else {
+    let Some(mut joined) = join(&connector, &request, options.connect_timeout, false, &mut terminated).await? else {
         return Ok(exit::RETRY);
     };
     let (mut computing, mut introduced) = (Computing::start(joined.run.clone(), listener, load)?, None);
@@ -143,7 +143,7 @@ async fn work(
         };
         tracing::warn!(%failure, "session lost; joining again");
         introduced = Some(computing.come_back().await?);
-        joined = match join(&connector, &request, options.rejoin_timeout, &mut terminated).await {
+        joined = match join(&connector, &request, options.rejoin_timeout, true, &mut terminated).await {
             Ok(Some(joined)) => joined,
             Ok(None) => return Ok(exit::RETRY),
             // Why it had to join again says more than that nobody was there.
@@ -159,10 +159,11 @@ async fn join(
     connector: &Connector,
     request: &JoinRequest,
     limit: Duration,
+    again: bool,
     terminated: &mut (impl Stream<Item = &'static str> + Unpin),
 ) -> Result<Option<connect::Joined>, Failure> {
     tokio::select! {
-        joined = connect::join(connector, request.clone(), limit) => joined.map(Some),
+        joined = connect::join(connector, request.clone(), limit, again) => joined.map(Some),
         Some(signal) = terminated.next() => {
             tracing::info!(signal, "stopped before joining");
             Ok(None)

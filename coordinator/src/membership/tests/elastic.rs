@@ -340,7 +340,7 @@ fn states_that_the_ledger_does_not_vouch_for_are_not_used() {
     let cases: [(&str, HeldState); 5] = [
         ("of another content", held(Generation::new(1, 3), 4, 9)),
         ("two steps ahead", held(Generation::new(1, 3), 6, 6)),
-        ("ahead, without a report", HeldState { report: None, ..held(Generation::new(1, 3), 5, 5) }),
+        ("ahead, without a report", HeldState { reports: Vec::new(), ..held(Generation::new(1, 3), 5, 5) }),
         ("ahead, of an epoch to come", held(Generation::new(3, 3), 5, 5)),
         (
             "ahead, with a report of another state",
@@ -410,23 +410,63 @@ fn generations_that_fail_again_and_again_end_the_run() {
 
 #[test]
 fn a_worker_that_is_called_back_and_does_not_come_is_lost() {
+    use ballast_proto::v1::Phase::{Compute, Reduce, Waiting};
+    for phase in [Compute, Reduce, Waiting] {
+        let mut run = Run::training(settings(2));
+        let first = run.generation();
+        run.feed(Event::Heartbeat { worker: 1, heartbeat: heartbeat(1, phase) });
+        run.feed(Event::Disconnected { worker: 2 });
+        while run.now < 300 {
+            assert_eq!(run.state.members().count(), 1, "{phase:?}");
+            run.now += 10;
+            run.feed(Event::Heartbeat { worker: 1, heartbeat: heartbeat(1, phase) });
+            run.feed(Event::Tick);
+        }
+        assert_eq!(run.state.members().count(), 0, "{phase:?}");
+        let hung = |e: &Effect| matches!(e, Effect::Dismiss { failure, .. } if failure.message.contains("stood still"));
+        assert!(run.last.iter().any(hung), "{phase:?}");
+        // What it says later decides nothing.
+        run.back(1, first, 0);
+        assert_eq!(*run.state.phase(), Phase::Gathering);
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_workers_that_nobody_starts() {
+    let mut run = Run::training(settings(1));
+    run.commit(1);
+    run.feed(Event::StopRequested { reason: "SIGTERM".into() });
+    run.feed(Event::Disconnected { worker: 1 });
+    assert!(run.outcome().reason.contains("SIGTERM: stopped after step 1"), "{}", run.outcome().reason);
+}
+
+#[test]
+fn a_step_of_an_older_generation_than_the_newest_recorded_one_is_not_recorded() {
+    let restarted = Settings { epoch: 2, last_generation: 3, head: 4, checkpoint: Some(4), ..settings(1) };
+    let mut run = Run::new(restarted);
+    let a = run.join("a");
+    run.ready_with(a, held(Generation::new(1, 2), 5, 5));
+    assert!(!run.recorded(5));
+    assert_eq!(ranks(&run), [(a, 4, StateSource::Checkpoint, false)]);
+}
+
+#[test]
+fn steps_in_succession_that_the_old_coordinator_did_not_live_to_record_are_recorded() {
+    let restarted = Settings { epoch: 2, last_generation: 3, head: 2, checkpoint: Some(2), ..settings(1) };
+    let mut run = Run::new(restarted);
+    let a = run.join("a");
+    let generation = Generation::new(1, 3);
+    let reports = (1..=5).map(|step| report(generation, step, step as u8)).collect();
+    run.ready_with(a, HeldState { reports, ..held(generation, 5, 5) });
+    assert!((3..=5).all(|step| run.recorded(step)));
+    assert_eq!(ranks(&run), [(a, 5, StateSource::Memory, false)]);
+}
+
+#[test]
+fn a_message_that_makes_no_sense_costs_its_sender_its_place_and_not_the_run() {
     let mut run = Run::training(settings(2));
     let first = run.generation();
-    run.feed(Event::Heartbeat { worker: 1, heartbeat: heartbeat(1, ballast_proto::v1::Phase::Reduce) });
-    run.feed(Event::Disconnected { worker: 2 });
-    while run.now < 300 {
-        assert_eq!(run.state.members().count(), 1);
-        run.now += 10;
-        run.feed(Event::Heartbeat { worker: 1, heartbeat: heartbeat(1, ballast_proto::v1::Phase::Reduce) });
-        run.feed(Event::Tick);
-    }
-    assert_eq!(run.state.members().count(), 0);
-    assert!(
-        run.last
-            .iter()
-            .any(|e| matches!(e, Effect::Dismiss { failure, .. } if failure.message.contains("stood still")))
-    );
-    // What it says later decides nothing.
+    run.feed(Event::Breach { worker: 2, failure: Failure::new(ErrorCode::BadMessage, "an empty message") });
     run.back(1, first, 0);
-    assert_eq!(*run.state.phase(), Phase::Gathering);
+    assert_eq!((run.state.phase(), run.state.world_size()), (&Phase::Training, 1));
 }

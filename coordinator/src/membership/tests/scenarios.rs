@@ -441,7 +441,7 @@ fn a_stop_before_training_is_immediate_and_nothing_is_lost() {
     run.feed(Event::StopRequested { reason: "signal".into() });
     assert_eq!(run.outcome().exit_code, exit::RETRY);
     run.feed(Event::Join(join_request("b")));
-    assert_eq!(refusal(&run).code, ErrorCode::RunFull);
+    assert_eq!(refusal(&run).code, ErrorCode::Interrupted);
 }
 
 #[test]

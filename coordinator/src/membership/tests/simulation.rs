@@ -354,7 +354,9 @@ impl World {
             if self.reductions.get(&(generation, step)) == Some(&world) {
                 let report = report(generation, step, step as u8);
                 let state_sha256 = report.state_sha256.clone();
-                self.workers[who].held = Some(HeldState { step, state_sha256, report: Some(report.clone()) });
+                let mut reports = self.workers[who].held.take().map(|held| held.reports).unwrap_or_default();
+                reports.push(report.clone());
+                self.workers[who].held = Some(HeldState { step, state_sha256, reports });
                 self.workers[who].says.push_back(Said::Report(report));
                 let (boundary, keep) = self.run.state.boundary();
                 if place.formed.rank == 0 && (step.is_multiple_of(5) || (step, true) == (boundary, keep)) {
@@ -378,7 +380,7 @@ impl World {
     /// Comes to the state that the generation starts from, if it is to be had already.
     fn prepare(&mut self, who: usize, generation: Generation, formed: &GenerationFormed) {
         let step = formed.start_step;
-        let state = HeldState { step, state_sha256: vec![step as u8; 32].into(), report: None };
+        let state = HeldState { step, state_sha256: vec![step as u8; 32].into(), reports: Vec::new() };
         let held = self.workers[who].held.as_ref().map_or(0, |held| held.step);
         match formed.state_source() {
             StateSource::Memory => assert_eq!(held, step, "told to keep a state that it does not have"),

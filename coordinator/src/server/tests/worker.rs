@@ -120,7 +120,7 @@ impl FakeWorker {
 
     /// Comes back from a generation with the state after a step, or from another coordinator.
     pub(crate) async fn back(&self, left: Option<Generation>, report: StepReport) {
-        let held = HeldState { step: report.step, state_sha256: report.state_sha256.clone(), report: Some(report) };
+        let held = HeldState { step: report.step, state_sha256: report.state_sha256.clone(), reports: vec![report] };
         let ready = Ready { fingerprint: Some(fingerprint("none")), held: Some(held), left };
         self.send(worker_message::Message::Ready(ready)).await;
     }

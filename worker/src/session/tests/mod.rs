@@ -179,7 +179,8 @@ async fn a_worker_that_loses_its_coordinator_joins_again_and_keeps_its_state() {
     let Message::Ready(ready) = fake.hears().await else { panic!("expected it to be ready") };
     let held = ready.held.unwrap();
     assert_eq!((ready.left, held.step, held.state_sha256.to_vec()), (None, 1, vec![1; 32]));
-    assert!(held.report.is_some_and(|report| report.generation == Some(G1) && report.step == 1));
+    let [report] = &held.reports[..] else { panic!("{:?}", held.reports) };
+    assert_eq!((report.generation, report.step), (Some(G1), 1));
     fake.form_handing_over(G2, 1);
     assert_eq!(fake.uploaded().await.0.step, 1);
     fake.shard(G2, 2, false, true);
@@ -193,9 +194,22 @@ async fn a_refusal_to_let_a_worker_in_again_is_final() {
     let mut fake = Fake::with(|shared| shared.rejoin_ms = 60_000).await;
     let worker = fake.worker(Adder::default(), never());
     fake.hears_ready().await;
+    fake.refuse(Failure::new(ErrorCode::Interrupted, "the run is over"));
+    fake.new_session();
+    assert_eq!(error(worker).await.code, ErrorCode::Interrupted);
+}
+
+/// Its former self has its place until the lease ends.
+#[tokio::test]
+async fn a_worker_that_joins_again_waits_for_its_own_place() {
+    let mut fake = Fake::with(|shared| shared.rejoin_ms = 60_000).await;
+    let worker = fake.worker(Adder::default(), never());
+    fake.hears_ready().await;
     fake.refuse(Failure::new(ErrorCode::RunFull, "the run already has its 1 workers"));
     fake.new_session();
-    assert_eq!(error(worker).await.code, ErrorCode::RunFull);
+    fake.hears_ready().await;
+    fake.say(goodbye(0));
+    assert_eq!(outcome(worker).await.unwrap(), 0);
 }
 
 #[tokio::test]
