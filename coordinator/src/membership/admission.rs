@@ -2,7 +2,7 @@
 
 use super::{
     Effect, Level, Phase, State, WorkerId,
-    state::{Member, Standing},
+    member::{Member, Standing},
 };
 use ballast_proto::{
     ErrorCode, Failure,

@@ -1,10 +1,6 @@
 //! Losses, failures, requested stops, and the end of the run.
 
-use super::{
-    Effect, Level, Outcome, Phase, State, WorkerId,
-    admission::note,
-    state::{ActiveGeneration, Member},
-};
+use super::{Effect, Level, Outcome, Phase, State, WorkerId, admission::note, member::Member, state::ActiveGeneration};
 use ballast_proto::{
     ErrorCode, Failure, exit,
     v1::{AbortGeneration, Generation, Goodbye, StopAfter, coordinator_message::Message},

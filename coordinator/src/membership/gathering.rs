@@ -4,7 +4,8 @@ use super::{
     Effect, Level, Phase, State, WorkerId,
     admission::note,
     ending::stopped,
-    state::{ActiveGeneration, Closing, Member, Standing},
+    member::{Member, Standing},
+    state::{ActiveGeneration, Closing},
 };
 use ballast_proto::exit;
 use ballast_proto::v1::{Generation, GenerationFormed, Goodbye, StateSource, coordinator_message::Message};

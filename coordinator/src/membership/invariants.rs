@@ -1,6 +1,6 @@
 //! What must hold whatever happens. Asserted after every transition in debug builds, and over whole histories in tests.
 
-use super::{Effect, Phase, State, WorkerId, state::Standing};
+use super::{Effect, Phase, State, WorkerId, member::Standing};
 use ballast_proto::v1::{Generation, GenerationFormed, coordinator_message::Message};
 use std::collections::BTreeSet;
 
@@ -15,7 +15,8 @@ pub fn check(state: &State) -> Result<(), String> {
     ensure(state.committed <= state.recorded, "a step is committed before it was recorded")?;
     ensure(state.recorded <= state.settings.total_steps, "a step beyond the end of the run")?;
     ensure(state.checkpoint.is_none_or(|step| step <= state.committed), "a checkpoint of an uncommitted step")?;
-    let begun = state.generation.as_ref().map_or(0, |active| active.start_step).max(state.committed);
+    // Steps before the start are recorded, but their records may be on their way.
+    let begun = state.generation.as_ref().map_or(state.recorded, |active| active.start_step).max(state.committed);
     ensure(state.horizon <= begun + 1 + state.settings.prefetch_steps, "data is streamed too far ahead")?;
     ensure(state.horizon <= state.boundary().0, "data is streamed beyond the end")?;
     ensure(state.reports.keys().all(|step| *step > state.recorded), "a report of a recorded step is kept")?;

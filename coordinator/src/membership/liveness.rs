@@ -1,6 +1,6 @@
 //! Leases and standstill: who is gone without saying so.
 
-use super::{Effect, Phase, State, WorkerId, state::Standing};
+use super::{Effect, Phase, State, WorkerId, member::Standing};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Heartbeat},

@@ -26,6 +26,7 @@ mod event;
 mod gathering;
 mod invariants;
 mod liveness;
+mod member;
 mod readiness;
 mod state;
 mod training;

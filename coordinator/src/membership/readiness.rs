@@ -3,7 +3,7 @@
 use super::{
     Effect, KnownStep, Level, Phase, State, WorkerId,
     admission::note,
-    state::{Held, Standing},
+    member::{Held, Standing},
 };
 use ballast_proto::{
     ErrorCode, Failure,

@@ -1,7 +1,7 @@
 //! Step reports, commits, checkpoints, and the way from training to evaluation.
 
 use super::{
-    Commit, Effect, Level, Phase, State, StepTotals, WorkerId, admission::note, ending::stopped, state::Standing,
+    Commit, Effect, Level, Phase, State, StepTotals, WorkerId, admission::note, ending::stopped, member::Standing,
 };
 use ballast_proto::{
     ErrorCode, Failure,
