@@ -269,7 +269,7 @@ impl World {
 
     /// The store does the next thing: begins to write a state whose step is durable, or has written one.
     fn save(&mut self, fails: bool) {
-        let newest = self.ledger.len() as u64;
+        let newest = self.run.state.committed();
         let writes = self.saving.iter().position(|(_, begun)| *begun);
         let next = writes.or_else(|| self.saving.iter().position(|(step, _)| *step <= newest));
         let Some(at) = next else { return };
