@@ -37,7 +37,7 @@ help:
 	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
 	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
-	@echo 'make recovery       how soon training goes on after a worker is killed or hangs, beside torchrun (make peft-env first)'
+	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line)'
 	@echo 'make simulate       the membership and workers that only obey it, in a world where everything goes wrong: RUNS=N histories'
 	@echo '                    (20000), from seed SEED=S (1)'
 	@echo 'make crash-points   crash a simulated disk after every operation of random histories, and start again on what is left:'
@@ -131,7 +131,6 @@ KILLS ?= 200
 recovery:
 	$(CHAOS_BUILD) --bin ballast --bin recovery
 	$(CHAOS_ENV) $(TARGET_DIR)/debug/recovery --kills $(KILLS)
-	bench/recovery.py --peft-python $(PEFT)
 
 gpu-bundle: cuda
 	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 /// Reports of steps that a worker may bring with its state; steps are not streamed so far ahead.
-const MOST_REPORTS: u64 = 1100;
+const MOST_REPORTS: usize = 1100;
 
 /// What the services ask of the loop.
 pub(super) enum Command {
@@ -245,7 +245,7 @@ impl Control {
         let Some(held) = &ready.held else { return KnownStep::default() };
         let planned = |step: u64| self.blueprint.totals(step).map(|totals| (step, totals));
         // As many as may be streamed ahead, and no more, are of any use.
-        let reports = held.reports.iter().rev().take(usize::try_from(MOST_REPORTS).unwrap_or(0));
+        let reports = held.reports.iter().rev().take(MOST_REPORTS);
         KnownStep {
             state_sha256: self.hashes.get(&held.step).cloned(),
             planned: reports.filter_map(|report| planned(report.step)).collect(),

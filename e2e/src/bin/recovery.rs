@@ -2,7 +2,7 @@
 //! the other is struck, and replaced. Prints one JSON object a line, in seconds:
 //!
 //! - `killed`: from SIGKILL to the next step that the survivors have durable, the step that was under way done again;
-//! - `hung`: from SIGSTOP to the same, less the lease;
+//! - `hung`: from SIGSTOP to the same, less the lease (which began with the last heartbeat, up to half a second before);
 //! - `replaced`: from the moment a replacement has its model loaded to the first durable step that it takes part in.
 
 use anyhow::{Context, Result};

@@ -246,10 +246,9 @@ impl Computer {
     /// Sends the state on its way to the coordinator. When the session is gone, nobody takes it.
     fn upload(&self, engine: &dyn Engine, training: &Training) -> Result<(), WorkerError> {
         let (generation, step) = (training.generation, engine.applied_step());
-        let snapshot = Snapshot { generation, step, export: engine.copy_state()? };
+        let mut snapshot = Snapshot { generation, step, export: engine.copy_state()? };
         // The one before it may still be on its way, and then this waits for others.
         self.progress.set_phase(Phase::Waiting);
-        let mut snapshot = snapshot;
         while let Err(TrySendError::Full(back)) = training.snapshots.try_send(snapshot) {
             // It may wait for this very generation to be given up.
             if let Some(aborted) = training.control.abort.reason() {
