@@ -3,12 +3,14 @@
 
 #[cfg(test)]
 mod crash_points;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
+#[cfg_attr(not(feature = "simulation"), expect(unreachable_pub, reason = "only simulations use it from outside"))]
 pub(crate) mod simulated;
 
 use std::{
+    any::Any,
     fmt::Debug,
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
     path::Path,
 };
@@ -37,7 +39,13 @@ pub(crate) trait Disk: Debug + Send + Sync + 'static {
     fn entries(&self, path: &Path) -> io::Result<Vec<Entry>>;
     /// Makes the names in a directory durable.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    /// Locks a file, made if need be, against every other process; `None` when another has it. Held until it is dropped, or the
+    /// process ends, however.
+    fn lock(&self, path: &Path) -> io::Result<Option<Lock>>;
 }
+
+/// Holds what [`Disk::lock`] has locked.
+pub(crate) type Lock = Box<dyn Any + Send>;
 
 /// A file that is open for writing.
 pub(crate) trait DiskFile: Debug + Send {
@@ -112,6 +120,15 @@ impl Disk for RealDisk {
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Lock>> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Box::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
     }
 }
 

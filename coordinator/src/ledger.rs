@@ -15,6 +15,8 @@ mod verify;
 
 pub use audit::{Audit, Chapter, Happening, Span, Unproven, audit};
 pub use file::{Ledger, LedgerError};
+#[cfg(feature = "simulation")]
+pub(crate) use lines::read_on;
 pub use lines::{Tail, read};
 pub use samples::SampleSet;
 pub use verify::{Verified, verify};

@@ -12,3 +12,8 @@ pub mod membership;
 pub mod report;
 pub mod security;
 pub mod server;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+mod site;
+
+pub use site::Site;

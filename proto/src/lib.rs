@@ -4,12 +4,14 @@
 //! can meet, with its stable code, gRPC status, exit code and whether a retry may help.
 #![forbid(unsafe_code)]
 
+mod blocking;
 mod convert;
 mod error;
 pub mod fault;
 mod secret;
 pub mod security;
 
+pub use blocking::Blocking;
 pub use error::{Coded, ErrorCode, Failure, exit};
 pub use secret::CommunicatorSecret;
 

@@ -21,6 +21,8 @@ mod packed;
 pub mod progress;
 pub mod schedule;
 mod session;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod state;
 mod sums;
 pub mod trainer;

@@ -27,6 +27,11 @@ impl AdapterShapes {
         Self { shapes }
     }
 
+    /// Name and shape of each tensor, by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, &[usize])> {
+        self.shapes.iter().map(|(name, shape)| (name.as_str(), shape.as_slice()))
+    }
+
     /// Bytes of all tensors in f32.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -2,49 +2,54 @@
 
 mod platter;
 
-pub(crate) use platter::Platter;
+pub use platter::Platter;
 
-use super::{Disk, DiskFile, Entry};
+use super::{Disk, DiskFile, Entry, Lock};
 use platter::{Change, Names, Node, Number, Write};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
 };
 use std::{
+    collections::BTreeSet,
     fmt, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Random choices, replayed by their seed.
 #[derive(Clone, Debug)]
-pub(crate) struct Dice(ChaCha8Rng);
+pub struct Dice(ChaCha8Rng);
 
 impl Dice {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Of this seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
     /// A number below `bound`.
-    pub(crate) fn below(&mut self, bound: usize) -> usize {
+    pub fn below(&mut self, bound: usize) -> usize {
         (self.0.next_u64() % bound.max(1) as u64) as usize
     }
 
-    pub(crate) fn coin(&mut self) -> bool {
+    /// Heads or tails.
+    pub fn coin(&mut self) -> bool {
         self.below(2) == 0
     }
 
-    pub(crate) fn seed(&mut self) -> u64 {
+    /// A seed for other dice.
+    pub fn seed(&mut self) -> u64 {
         self.0.next_u64()
     }
 }
 
 /// Told of the platter after every operation that changes it.
-pub(crate) type Observer = Box<dyn FnMut(&Platter) + Send>;
+pub type Observer = Box<dyn FnMut(&Platter) + Send>;
 
 /// A disk to run on.
 #[derive(Clone)]
-pub(crate) struct SimulatedDisk {
+pub struct SimulatedDisk {
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -53,6 +58,8 @@ struct Inner {
     observer: Option<Observer>,
     /// Operations left before one fails for want of room, and every one after it.
     room: Option<usize>,
+    /// Files that are locked.
+    locked: BTreeSet<PathBuf>,
 }
 
 impl fmt::Debug for SimulatedDisk {
@@ -62,22 +69,31 @@ impl fmt::Debug for SimulatedDisk {
 }
 
 impl SimulatedDisk {
-    pub(crate) fn new(platter: Platter) -> Self {
-        Self { inner: Arc::new(Mutex::new(Inner { platter, observer: None, room: None })) }
+    /// On which this is.
+    #[must_use]
+    pub fn new(platter: Platter) -> Self {
+        Self { inner: Arc::new(Mutex::new(Inner { platter, observer: None, room: None, locked: BTreeSet::new() })) }
     }
 
     /// Shows the platter to `observer` after every change from now on.
-    pub(crate) fn observe(&self, observer: Observer) {
+    pub fn observe(&self, observer: Observer) {
         self.inner().observer = Some(observer);
     }
 
     /// Lets writing fail after so many more operations, until [`SimulatedDisk::make_room`].
-    pub(crate) fn fill_up_after(&self, operations: usize) {
+    pub fn fill_up_after(&self, operations: usize) {
         self.inner().room = Some(operations);
     }
 
-    pub(crate) fn make_room(&self) {
+    /// Lets writing succeed again.
+    pub fn make_room(&self) {
         self.inner().room = None;
+    }
+
+    /// What is on it now.
+    #[must_use]
+    pub fn platter(&self) -> Platter {
+        self.inner().platter.clone()
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -197,6 +213,23 @@ impl Disk for SimulatedDisk {
                 Node::File { .. } => Err(io::ErrorKind::NotADirectory.into()),
             }
         })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Lock>> {
+        let free = self.inner().locked.insert(path.to_owned());
+        Ok(free.then(|| Box::new(Locked { disk: self.clone(), path: path.to_owned() }) as Lock))
+    }
+}
+
+/// A file that is locked.
+struct Locked {
+    disk: SimulatedDisk,
+    path: PathBuf,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        self.disk.inner().locked.remove(&self.path);
     }
 }
 

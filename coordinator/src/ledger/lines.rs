@@ -45,7 +45,7 @@ pub fn read(path: &Path) -> Result<(Vec<Record>, u64, Tail), LedgerError> {
     read_on(&RealDisk, path)
 }
 
-pub(super) fn read_on(disk: &dyn Disk, path: &Path) -> Result<(Vec<Record>, u64, Tail), LedgerError> {
+pub(crate) fn read_on(disk: &dyn Disk, path: &Path) -> Result<(Vec<Record>, u64, Tail), LedgerError> {
     let bytes = match disk.read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),

@@ -2,7 +2,6 @@
 
 use super::{
     blueprint::Blueprint,
-    directory::now_ms,
     display::Display,
     metrics::StepMetrics,
     progress::RunEvent,
@@ -13,6 +12,7 @@ use crate::{
     evaluation::{Next, Queue},
     ledger::{SampleSet, StepRecord},
     membership::{self, Commit, Effect, Event, KnownStep, Level, MemberStatus, Outcome, Phase, Seat, State, WorkerId},
+    site::Site,
 };
 use ballast_proto::{
     ErrorCode, Failure,
@@ -125,6 +125,7 @@ impl View {
 /// The loop's own state.
 pub(super) struct Control {
     pub(super) state: State,
+    pub(super) site: Site,
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) record: RunRecord,
     pub(super) recorder: Recorder,
@@ -180,8 +181,10 @@ impl Control {
                 return Ended { outcome, recorder, queue, display, workers, metrics };
             }
             tokio::select! {
-                Some(command) = commands.recv() => self.handle(command),
+                // Leases are looked at however much is said.
+                biased;
                 _ = ticks.tick() => self.feed(Event::Tick),
+                Some(command) = commands.recv() => self.handle(command),
             }
         }
     }
@@ -452,7 +455,7 @@ impl Control {
             loss_tokens: commit.loss_tokens,
             tokens: commit.tokens,
             state_sha256: hex::encode(&commit.state_sha256),
-            at_ms: now_ms(),
+            at_ms: self.site.now_ms(),
         };
         self.hashes.insert(commit.step, commit.state_sha256);
         self.in_flight.insert(commit.step, metrics.clone());

@@ -3,15 +3,15 @@
 use super::blueprint::Blueprint;
 use crate::{
     checkpoint::{self, Checkpoint, LocalStore, RunRecord, StateRecord, Store},
+    disk::{Disk, Lock},
     ledger::{LEDGER, Ledger},
     report::{REPORT, Report},
+    site::Site,
 };
 use ballast_proto::{ErrorCode, Failure};
 use std::{
-    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 const LOCK: &str = ".lock";
@@ -29,7 +29,7 @@ pub(super) struct RunDirectory {
     pub(super) checkpoint: Option<(u64, String)>,
     pub(super) warnings: Vec<String>,
     /// Held until the coordinator ends.
-    pub(super) lock: File,
+    pub(super) lock: Lock,
 }
 
 impl RunDirectory {
@@ -37,10 +37,10 @@ impl RunDirectory {
     ///
     /// # Errors
     /// `RunDirectoryInUse`, `CheckpointMismatch`, `CheckpointCorrupt`, `LedgerCorrupt`, `LedgerElsewhere` or `StorageFailed`.
-    pub(super) fn open(blueprint: &Blueprint) -> Result<Self, Failure> {
+    pub(super) fn open(site: &Site, blueprint: &Blueprint) -> Result<Self, Failure> {
         let path = blueprint.run.run.dir.clone();
-        let files = Arc::new(LocalStore::open(&path)?);
-        let lock = lock(&path)?;
+        let files = Arc::new(LocalStore::open_on(Arc::clone(&site.disk), &path)?);
+        let lock = lock(&*site.disk, &path)?;
         files.clear_temporary()?;
         let store: Arc<dyn Store> = match blueprint.run.checkpoint.store.as_str() {
             "" => Arc::clone(&files) as _,
@@ -48,7 +48,7 @@ impl RunDirectory {
         };
         let mut record = blueprint.record();
         let there = checkpoint::admit(&*store, &record, blueprint.run.checkpoint.resume)?;
-        let (ledger, repair) = Ledger::open(&path.join(LEDGER))?;
+        let (ledger, repair) = Ledger::open_on(Arc::clone(&site.disk), &path.join(LEDGER))?;
         checkpoint::same_history(&*store, ledger.epoch())?;
         let accept = |state: &StateRecord| match ledger.step(state.step) {
             Some(step) if step.state_sha256 == state.state_sha256 => Ok(()),
@@ -79,10 +79,10 @@ impl RunDirectory {
     }
 
     /// Takes a new epoch and opens a new chapter of the ledger: from here on the directory has changed hands.
-    pub(super) fn take(&mut self, recipe: &str, samples: u64) -> Result<u64, Failure> {
+    pub(super) fn take(&mut self, recipe: &str, samples: u64, now_ms: u64) -> Result<u64, Failure> {
         self.record.write(&*self.store)?;
         let epoch = checkpoint::take_epoch(&*self.store)?;
-        self.ledger.start(epoch, recipe, samples, now_ms())?;
+        self.ledger.start(epoch, recipe, samples, now_ms)?;
         Ok(epoch)
     }
 
@@ -92,24 +92,15 @@ impl RunDirectory {
     }
 }
 
-/// Milliseconds since 1970, for the record: nothing is decided by it.
-pub(super) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// Locks the directory against a second live coordinator. The kernel lets go of it when the process ends, however.
-fn lock(path: &Path) -> Result<File, Failure> {
+/// Locks the directory against a second live coordinator.
+fn lock(disk: &dyn Disk, path: &Path) -> Result<Lock, Failure> {
     let name = path.join(LOCK);
-    let failed =
-        |e: std::io::Error| Failure::new(ErrorCode::StorageFailed, format!("cannot lock {}: {e}", name.display()));
-    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let message =
-                format!("another coordinator is running on {}: stop it, or choose another run.dir", path.display());
-            Err(Failure::new(ErrorCode::RunDirectoryInUse, message))
-        }
-        Err(TryLockError::Error(e)) => Err(failed(e)),
-    }
+    let locked = disk.lock(&name);
+    let locked =
+        locked.map_err(|e| Failure::new(ErrorCode::StorageFailed, format!("cannot lock {}: {e}", name.display())))?;
+    locked.ok_or_else(|| {
+        let message =
+            format!("another coordinator is running on {}: stop it, or choose another run.dir", path.display());
+        Failure::new(ErrorCode::RunDirectoryInUse, message)
+    })
 }

@@ -1,6 +1,6 @@
 //! The last files of a run: the adapter and the report.
 
-use super::{blueprint::Blueprint, control::Ended, directory::now_ms, display::Display, metrics::StepMetrics};
+use super::{blueprint::Blueprint, control::Ended, display::Display, metrics::StepMetrics};
 use crate::{
     checkpoint::{self, FinalAdapter, LocalStore, StateRecord, Store},
     config::LookAheadMode,
@@ -9,6 +9,7 @@ use crate::{
     ledger::{Ledger, Span},
     membership::MemberStatus,
     report::{self, Report},
+    site::Site,
 };
 use ballast_proto::{ErrorCode, Failure, exit};
 use serde_json::{Map, Value};
@@ -37,13 +38,14 @@ pub(super) struct Conclusion {
     pub(super) store: Arc<dyn Store>,
     pub(super) files: Arc<LocalStore>,
     pub(super) run_directory: PathBuf,
+    pub(super) site: Site,
     pub(super) ended: Ended,
     pub(super) total_seconds: f64,
 }
 
 impl Conclusion {
-    /// Writes adapter and report. Blocks.
-    pub(super) fn write(self) -> RunOutcome {
+    /// Writes adapter and report, when everything else is written.
+    pub(super) async fn write(self) -> RunOutcome {
         let outcome = self.ended.outcome.clone();
         let done = RunOutcome {
             exit_code: outcome.exit_code,
@@ -53,20 +55,16 @@ impl Conclusion {
             report: None,
             checkpoint: None,
         };
-        let Self { blueprint, store, files, run_directory, ended, total_seconds } = self;
+        let Self { blueprint, store, files, run_directory, site, ended, total_seconds } = self;
         let Ended { recorder, queue, display, workers, metrics, .. } = ended;
-        let mut ledger = match recorder.finish() {
+        let ledger = match recorder.finish().await {
             Ok(ledger) => ledger,
             Err(failure) => return ended_with(done, Err(failure)),
         };
         let last = Files { blueprint, store, files, run_directory, total_seconds, queue, display, workers, metrics };
-        let outcome = ended_with(done.clone(), last.write(&done, &ledger));
-        // How it ended is known now, whatever became of the last files.
-        let code = outcome.failure.as_ref().map(|failure| failure.code);
-        if let Err(error) = ledger.end(now_ms(), code, &outcome.reason) {
-            tracing::error!(%error, "the ledger does not tell how the run ended");
-        }
-        outcome
+        let (outcome, now_ms) = (done.clone(), site.now_ms());
+        let written = site.blocking.run(move || last.conclude(outcome, ledger, now_ms)).await;
+        written.unwrap_or_else(|failure| ended_with(done, Err(failure)))
     }
 }
 
@@ -102,6 +100,17 @@ struct Files {
 }
 
 impl Files {
+    /// Writes all of it, and into the ledger how the run ended. Blocks.
+    fn conclude(self, done: RunOutcome, mut ledger: Ledger, now_ms: u64) -> RunOutcome {
+        let outcome = ended_with(done.clone(), self.write(&done, &ledger));
+        // How it ended is known now, whatever became of the last files.
+        let code = outcome.failure.as_ref().map(|failure| failure.code);
+        if let Err(error) = ledger.end(now_ms, code, &outcome.reason) {
+            tracing::error!(%error, "the ledger does not tell how the run ended");
+        }
+        outcome
+    }
+
     fn write(self, outcome: &RunOutcome, ledger: &Ledger) -> Result<RunOutcome, Failure> {
         let Self { blueprint, store, files, run_directory, total_seconds, queue, display, workers, metrics } = self;
         let evaluation_seconds = display.evaluation_time().map(|t| t.as_secs_f64());

@@ -30,6 +30,37 @@ const BREATH: Duration = Duration::from_millis(50);
 /// closed makes the system throw away the alert that tells the other side why.
 const FAREWELL: (Duration, u64) = (Duration::from_secs(1), 64 << 10);
 
+/// Where connections come from.
+pub trait Listener: Send + Sync + 'static {
+    /// What a connection runs over.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection, and who is at its other end.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = Self::accept(self).await?;
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, "small packets may be delayed: {error}");
+        }
+        Ok((stream, peer))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Self::local_addr(self)
+    }
+}
+
 /// Who may come in.
 pub(super) struct Door {
     pub(super) tls: Option<Arc<ServerConfig>>,
@@ -38,14 +69,15 @@ pub(super) struct Door {
 
 impl Door {
     /// The connections of a listener, until `shutdown`.
-    pub(super) fn open(
+    pub(super) fn open<L: Listener>(
         self,
-        listener: TcpListener,
+        listener: L,
         shutdown: CancellationToken,
-    ) -> ReceiverStream<io::Result<Connection>> {
+    ) -> ReceiverStream<io::Result<Connection<L::Stream>>> {
         let (sender, connections) = mpsc::channel(READY);
         tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = shutdown.cancelled() => {}
                 () = self.keep(&listener, &sender) => {}
             }
@@ -53,7 +85,7 @@ impl Door {
         ReceiverStream::new(connections)
     }
 
-    async fn keep(&self, listener: &TcpListener, sender: &mpsc::Sender<io::Result<Connection>>) {
+    async fn keep<L: Listener>(&self, listener: &L, sender: &mpsc::Sender<io::Result<Connection<L::Stream>>>) {
         let connections = Arc::new(Semaphore::new(self.limits.connections));
         let strangers = Arc::new(Semaphore::new(self.limits.strangers));
         let acceptor = self.tls.clone().map(TlsAcceptor::from);
@@ -89,16 +121,13 @@ impl Door {
 }
 
 /// A connection that is ready to be served, after its TLS handshake.
-async fn enter(
-    stream: TcpStream,
+async fn enter<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
     visitor: Arc<Visitor>,
     seat: Option<OwnedSemaphorePermit>,
     acceptor: Option<TlsAcceptor>,
     limits: Limits,
-) -> Option<Connection> {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(peer = %visitor.peer, "small packets may be delayed: {error}");
-    }
+) -> Option<Connection<S>> {
     let transport = match acceptor {
         None => Transport::Plain(stream),
         Some(acceptor) => {
@@ -117,7 +146,11 @@ async fn enter(
     Some(Connection { transport, visitor, unwelcome, closed: false, _seat: seat })
 }
 
-async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr) -> Option<TlsStream<TcpStream>> {
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    acceptor: TlsAcceptor,
+    stream: S,
+    peer: SocketAddr,
+) -> Option<TlsStream<S>> {
     match acceptor.accept(stream).into_fallible().await {
         Ok(stream) => Some(stream),
         Err((error, mut stream)) => {
@@ -134,21 +167,21 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr) -
     }
 }
 
-enum Transport {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+enum Transport<S> {
+    Plain(S),
+    Tls(Box<TlsStream<S>>),
 }
 
 /// A connection that ends when its visitor is not welcome any more.
-pub(super) struct Connection {
-    transport: Transport,
+pub(super) struct Connection<S> {
+    transport: Transport<S>,
     visitor: Arc<Visitor>,
     unwelcome: Pin<Box<dyn Future<Output = ()> + Send>>,
     closed: bool,
     _seat: Option<OwnedSemaphorePermit>,
 }
 
-impl Connected for Connection {
+impl<S> Connected for Connection<S> {
     type ConnectInfo = Arc<Visitor>;
 
     fn connect_info(&self) -> Arc<Visitor> {
@@ -156,7 +189,7 @@ impl Connected for Connection {
     }
 }
 
-impl Connection {
+impl<S> Connection<S> {
     /// An error once the visitor is not welcome. Reading is where a connection always waits.
     fn poll_closed(&mut self, context: &mut Context<'_>) -> Result<(), io::Error> {
         self.closed = self.closed || self.unwelcome.as_mut().poll(context).is_ready();
@@ -164,7 +197,7 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -178,7 +211,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.transport {
             Transport::Plain(stream) => Pin::new(stream).poll_write(context, bytes),

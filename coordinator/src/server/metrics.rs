@@ -1,12 +1,15 @@
 //! `metrics/steps.jsonl`: one line a step, for plots.
 
-use crate::json;
+use crate::{
+    disk::{self, Disk, DiskFile},
+    json,
+};
 use ballast_proto::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// What a step measured.
@@ -49,20 +52,21 @@ pub(super) struct Opened {
 
 /// The file, open for appending.
 pub(super) struct MetricsFile {
+    disk: Arc<dyn Disk>,
     directory: PathBuf,
     path: PathBuf,
-    file: File,
+    file: Box<dyn DiskFile>,
 }
 
 impl MetricsFile {
     /// Opens it, dropping lines of steps after `from` (they are trained again) and lines that cannot be read: a torn
     /// last one, and others with a warning, as they cost plots and the report's times but not the run.
-    pub(super) fn open(run_directory: &Path, from: u64) -> Result<Opened, Failure> {
+    pub(super) fn open(disk: Arc<dyn Disk>, run_directory: &Path, from: u64) -> Result<Opened, Failure> {
         let directory = run_directory.join("metrics");
         let path = directory.join("steps.jsonl");
         let failed = |e: io::Error| failure(&path, &e);
-        fs::create_dir_all(&directory).map_err(failed)?;
-        let text = match fs::read(&path) {
+        disk::make_directories(&*disk, &directory).map_err(failed)?;
+        let text = match disk.read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(failed(e)),
@@ -82,25 +86,38 @@ impl MetricsFile {
         });
         let lines: String = earlier.iter().map(line).collect();
         if lines.as_bytes() != text {
-            let temporary = directory.join(".steps.jsonl.tmp");
-            let mut file = File::create(&temporary).map_err(failed)?;
-            file.write_all(lines.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-            fs::rename(&temporary, &path).and_then(|()| File::open(&directory)?.sync_all()).map_err(failed)?;
+            replace(&*disk, &directory, &path, lines.as_bytes()).map_err(failed)?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
-        Ok(Opened { file: Self { directory, path, file }, earlier, warning })
+        let file = disk.append(&path).map_err(failed)?;
+        Ok(Opened { file: Self { disk, directory, path, file }, earlier, warning })
     }
 
     /// Drops the lines of steps after `to`.
     pub(super) fn rewind(&mut self, to: u64) -> Result<(), Failure> {
         let run_directory = self.directory.parent().unwrap_or(&self.directory).to_owned();
-        *self = Self::open(&run_directory, to)?.file;
+        *self = Self::open(Arc::clone(&self.disk), &run_directory, to)?.file;
         Ok(())
     }
 
     pub(super) fn append(&mut self, metrics: &StepMetrics) -> Result<(), Failure> {
         self.file.write_all(line(metrics).as_bytes()).map_err(|e| failure(&self.path, &e))
     }
+}
+
+/// Gives the file another content, at once.
+fn replace(disk: &dyn Disk, directory: &Path, path: &Path, content: &[u8]) -> io::Result<()> {
+    let temporary = directory.join(".steps.jsonl.tmp");
+    let mut file = match disk.create(&temporary) {
+        // A process has died here.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            disk.remove_file(&temporary)?;
+            disk.create(&temporary)?
+        }
+        created => created?,
+    };
+    file.write_all(content).and_then(|()| file.sync())?;
+    disk.rename(&temporary, path)?;
+    disk.sync_directory(directory)
 }
 
 fn line(metrics: &StepMetrics) -> String {
@@ -114,6 +131,12 @@ fn failure(path: &Path, error: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::RealDisk;
+    use std::fs;
+
+    fn open(directory: &Path, from: u64) -> Opened {
+        MetricsFile::open(Arc::new(RealDisk), directory, from).unwrap()
+    }
 
     fn metrics(step: u64) -> StepMetrics {
         StepMetrics {
@@ -136,10 +159,10 @@ mod tests {
     fn only_steps_that_count_are_kept_and_what_is_lost_is_said() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("metrics/steps.jsonl");
-        let mut opened = MetricsFile::open(directory.path(), 0).unwrap();
+        let mut opened = open(directory.path(), 0);
         (1..=4).for_each(|step| opened.file.append(&metrics(step)).unwrap());
         fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":5,\"ep").unwrap();
-        let mut opened = MetricsFile::open(directory.path(), 3).unwrap();
+        let mut opened = open(directory.path(), 3);
         assert_eq!((opened.earlier, opened.warning), ((1..=3).map(metrics).collect(), None));
         assert_eq!(fs::read_to_string(&path).unwrap(), (1..=3).map(|step| line(&metrics(step))).collect::<String>());
 
@@ -150,7 +173,7 @@ mod tests {
         let mut bytes = fs::read(&path).unwrap();
         bytes[0] = 0xff;
         fs::write(&path, bytes).unwrap();
-        let opened = MetricsFile::open(directory.path(), 3).unwrap();
+        let opened = open(directory.path(), 3);
         assert_eq!(opened.earlier, [metrics(2), metrics(3)]);
         assert!(opened.warning.unwrap().contains("steps.jsonl: 1 lines cannot be read"));
     }

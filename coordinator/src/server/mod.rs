@@ -38,6 +38,7 @@ mod visitor;
 
 pub use blueprint::{Decode, ModelInfo, RunData};
 pub use finish::RunOutcome;
+pub use incoming::Listener;
 pub use limits::Limits;
 pub use metrics::StepMetrics;
 pub use progress::{Progress, RunEvent, RunPhase};
@@ -49,6 +50,7 @@ use crate::{
     membership::{Event, Settings, State},
     report,
     security::Security,
+    site::Site,
 };
 use ballast_proto::{ErrorCode, Failure, exit};
 use blueprint::Blueprint;
@@ -62,9 +64,8 @@ use recorder::Recorder;
 use serve::Services;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
-    net::TcpListener,
     sync::{broadcast, mpsc, watch},
-    task::{JoinHandle, spawn_blocking},
+    task::JoinHandle,
     time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -121,24 +122,41 @@ impl Coordinator {
         let StartOptions { resolved, model, data, binary_sha256, security, limits } = options;
         let blueprint = Arc::new(Blueprint::new(&resolved, model, data, binary_sha256)?);
         let listener = listen::listen(&blueprint.run.cluster, &blueprint.run.security).await?;
-        let entrance = Entrance { listener, security, limits };
-        let opened = spawn_blocking({
-            let blueprint = Arc::clone(&blueprint);
-            move || open(&blueprint)
-        });
-        match opened.await.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?? {
+        Self::open(blueprint, Site::default(), Entrance { listener, security, limits }, started_at).await
+    }
+
+    /// The same on another machine, whose listener is there already.
+    ///
+    /// # Errors
+    /// As [`Coordinator::start`].
+    #[cfg(feature = "simulation")]
+    pub async fn start_at(site: Site, listener: impl Listener, options: StartOptions) -> Result<Started, Failure> {
+        let StartOptions { resolved, model, data, binary_sha256, security, limits } = options;
+        let blueprint = Arc::new(Blueprint::new(&resolved, model, data, binary_sha256)?);
+        Self::open(blueprint, site, Entrance { listener, security, limits }, Instant::now()).await
+    }
+
+    async fn open(
+        blueprint: Arc<Blueprint>,
+        site: Site,
+        entrance: Entrance<impl Listener>,
+        started_at: Instant,
+    ) -> Result<Started, Failure> {
+        let opening = (Arc::clone(&blueprint), site.clone());
+        match site.blocking.run(move || open(&opening.0, &opening.1)).await?? {
             Opened::Finished(outcome) => Ok(Started::Finished(outcome)),
             Opened::Taken { directory, epoch } => {
-                Self::serve(blueprint, *directory, epoch, entrance, started_at).await.map(Started::Running)
+                Self::serve(blueprint, site, *directory, epoch, entrance, started_at).await.map(Started::Running)
             }
         }
     }
 
     async fn serve(
         blueprint: Arc<Blueprint>,
+        site: Site,
         directory: RunDirectory,
         epoch: u64,
-        entrance: Entrance,
+        entrance: Entrance<impl Listener>,
         started_at: Instant,
     ) -> Result<Self, Failure> {
         let Entrance { listener, security, limits } = entrance;
@@ -164,13 +182,15 @@ impl Coordinator {
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (view, viewer) = watch::channel(View::of(&state));
         let RunDirectory { path, files, store, ledger, record, checkpoint, lock, .. } = directory;
-        let metrics::Opened { file: metrics, earlier, warning } = MetricsFile::open(&path, ledger.head())?;
+        let metrics::Opened { file: metrics, earlier, warning } =
+            MetricsFile::open(Arc::clone(&site.disk), &path, ledger.head())?;
         let hashes = ledger.hashes()?;
         let newest = checkpoint.as_ref().map(|(step, _)| *step);
         warning.into_iter().for_each(|warning| display.warn(warning));
-        let recorder = Recorder::start(ledger, metrics, Arc::clone(&store), commands.clone())?;
+        let recorder = Recorder::start(ledger, metrics, Arc::clone(&store), site.blocking.clone(), commands.clone());
         let control = Control {
             state,
+            site: site.clone(),
             blueprint: Arc::clone(&blueprint),
             record,
             recorder,
@@ -192,6 +212,7 @@ impl Coordinator {
             link,
             blueprint: Arc::clone(&blueprint),
             store: Arc::clone(&store),
+            blocking: site.blocking.clone(),
             checkpoint: newest,
             epoch,
             progress: progress.clone(),
@@ -213,11 +234,12 @@ impl Coordinator {
                 files,
                 run_directory: path,
                 total_seconds: started_at.elapsed().as_secs_f64(),
+                site,
                 ended,
             };
-            let written = spawn_blocking(move || conclusion.write()).await;
+            let outcome = conclusion.write().await;
             drop(lock);
-            written.unwrap_or_else(|e| failed(Failure::new(ErrorCode::Internal, e.to_string())))
+            outcome
         });
         Ok(Self { address, commands, events, progress, outcome })
     }
@@ -293,8 +315,8 @@ fn failed(failure: Failure) -> RunOutcome {
 }
 
 /// Where callers come in, and what they meet there.
-struct Entrance {
-    listener: TcpListener,
+struct Entrance<L> {
+    listener: L,
     security: Security,
     limits: Limits,
 }
@@ -305,8 +327,8 @@ enum Opened {
     Finished(RunOutcome),
 }
 
-fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
-    let mut directory = RunDirectory::open(blueprint)?;
+fn open(blueprint: &Blueprint, site: &Site) -> Result<Opened, Failure> {
+    let mut directory = RunDirectory::open(site, blueprint)?;
     if let Some(finished) = directory.finished() {
         let adapter = finished.adapter.map(|a| directory.path.join(a.path));
         let reason = format!(
@@ -326,7 +348,7 @@ fn open(blueprint: &Blueprint) -> Result<Opened, Failure> {
     }
     let exact = blueprint.run.train.reduction == Reduction::Exact;
     let recipe = if exact { directory.record.recipe(blueprint.steps_matter()) } else { String::new() };
-    let epoch = directory.take(&recipe, blueprint.data.samples.len() as u64)?;
+    let epoch = directory.take(&recipe, blueprint.data.samples.len() as u64, site.now_ms())?;
     Ok(Opened::Taken { directory: Box::new(directory), epoch })
 }
 

@@ -1,4 +1,5 @@
-//! The thread that makes steps durable: ledger first, then metrics. It blocks on the disk so that the event loop does not.
+//! The task that makes steps durable, one after the other: ledger first, then metrics. It waits for the disk so that the event loop
+//! does not.
 
 use super::{
     control::Command,
@@ -9,12 +10,9 @@ use crate::{
     ledger::{Ledger, StepRecord},
     membership::Event,
 };
-use ballast_proto::{ErrorCode, Failure, fault};
-use std::{
-    sync::{Arc, mpsc},
-    thread::JoinHandle,
-};
-use tokio::sync::mpsc as async_mpsc;
+use ballast_proto::{Blocking, ErrorCode, Failure, fault};
+use std::sync::Arc;
+use tokio::{sync::mpsc, task::JoinHandle};
 
 /// Something to be made durable.
 pub(super) enum Entry {
@@ -29,10 +27,17 @@ pub(super) enum Entry {
     Run(RunRecord),
 }
 
-/// The running thread.
+/// What entries are written to.
+struct Books {
+    ledger: Ledger,
+    metrics: MetricsFile,
+    store: Arc<dyn Store>,
+}
+
+/// The running task.
 pub(super) struct Recorder {
-    entries: mpsc::Sender<Entry>,
-    thread: JoinHandle<Ledger>,
+    entries: mpsc::UnboundedSender<Entry>,
+    task: JoinHandle<Result<Ledger, Failure>>,
 }
 
 impl Recorder {
@@ -41,14 +46,12 @@ impl Recorder {
         ledger: Ledger,
         metrics: MetricsFile,
         store: Arc<dyn Store>,
-        events: async_mpsc::Sender<Command>,
-    ) -> Result<Self, Failure> {
-        let (entries, queue) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("recorder".into())
-            .spawn(move || record(ledger, metrics, &*store, &queue, &events))
-            .map_err(|e| Failure::new(ErrorCode::Internal, format!("cannot start a thread: {e}")))?;
-        Ok(Self { entries, thread })
+        blocking: Blocking,
+        events: mpsc::Sender<Command>,
+    ) -> Self {
+        let (entries, queue) = mpsc::unbounded_channel();
+        let books = Books { ledger, metrics, store };
+        Self { entries, task: tokio::spawn(record(books, blocking, queue, events)) }
     }
 
     /// Queues an entry. After a failure there is nobody to take it, and the failure has been told.
@@ -57,41 +60,26 @@ impl Recorder {
     }
 
     /// Waits until everything queued is written, and hands the ledger back.
-    pub(super) fn finish(self) -> Result<Ledger, Failure> {
+    pub(super) async fn finish(self) -> Result<Ledger, Failure> {
         drop(self.entries);
-        self.thread.join().map_err(|_| Failure::new(ErrorCode::Internal, "the recorder thread has crashed"))
+        self.task.await.unwrap_or_else(|e| Err(Failure::new(ErrorCode::Internal, format!("the recorder: {e}"))))
     }
 }
 
-fn record(
-    mut ledger: Ledger,
-    mut metrics: MetricsFile,
-    store: &dyn Store,
-    queue: &mpsc::Receiver<Entry>,
-    events: &async_mpsc::Sender<Command>,
-) -> Ledger {
-    for entry in queue {
-        let event = match entry {
-            Entry::Step(step, line) => {
-                let number = step.step;
-                fault::point("commit", number);
-                let written = ledger.commit(step).map_err(Failure::from).and_then(|()| metrics.append(&line));
-                fault::point("committed", number);
-                written.map(|()| Some(Event::Committed { step: number }))
-            }
-            Entry::Rewind { to } => {
-                let written = ledger.rewind(to).map_err(Failure::from).and_then(|()| metrics.rewind(to));
-                written.map(|()| Some(Event::Rewound { to }))
-            }
-            Entry::Run(run) => run.write(store).map(|()| None),
-        };
-        let (event, failed) = match event {
-            Ok(event) => (event, false),
-            Err(failure) => (Some(Event::Failed(failure)), true),
-        };
+async fn record(
+    mut books: Books,
+    blocking: Blocking,
+    mut queue: mpsc::UnboundedReceiver<Entry>,
+    events: mpsc::Sender<Command>,
+) -> Result<Ledger, Failure> {
+    while let Some(entry) = queue.recv().await {
+        let written;
+        (books, written) = blocking.run(move || books.write(entry)).await?;
+        let failed = written.is_err();
+        let event = written.unwrap_or_else(|failure| Some(Event::Failed(failure)));
         // A closed channel means that the run is over and nobody listens any more.
         if let Some(event) = event
-            && events.blocking_send(Command::Event(event)).is_err()
+            && events.send(Command::Event(event)).await.is_err()
         {
             break;
         }
@@ -99,5 +87,26 @@ fn record(
             break;
         }
     }
-    ledger
+    Ok(books.ledger)
+}
+
+impl Books {
+    /// Makes an entry durable; what is to be told of it. Blocks.
+    fn write(mut self, entry: Entry) -> (Self, Result<Option<Event>, Failure>) {
+        let written = match entry {
+            Entry::Step(step, line) => {
+                let number = step.step;
+                fault::point("commit", number);
+                let written = self.ledger.commit(step).map_err(Failure::from).and_then(|()| self.metrics.append(&line));
+                fault::point("committed", number);
+                written.map(|()| Some(Event::Committed { step: number }))
+            }
+            Entry::Rewind { to } => {
+                let written = self.ledger.rewind(to).map_err(Failure::from).and_then(|()| self.metrics.rewind(to));
+                written.map(|()| Some(Event::Rewound { to }))
+            }
+            Entry::Run(run) => run.write(&*self.store).map(|()| None),
+        };
+        (self, written)
+    }
 }

@@ -52,6 +52,7 @@ impl Relay {
         let mut offered = self.slot.subscribe();
         let of_it = |state: &Option<Arc<HandedOver>>| state.as_ref().is_some_and(|s| s.generation == generation);
         tokio::select! {
+            biased;
             state = offered.wait_for(of_it) => {
                 let state = state.ok().and_then(|state| state.clone());
                 state.ok_or_else(|| ended(generation))

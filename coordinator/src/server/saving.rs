@@ -6,16 +6,17 @@ use crate::{
     config::OnFailure,
     membership::Event,
 };
-use ballast_proto::{ErrorCode, Failure, v1::Generation};
+use ballast_proto::{Blocking, ErrorCode, Failure, v1::Generation};
 use bytes::Bytes;
 use std::sync::Arc;
-use tokio::{sync::Mutex, task::spawn_blocking};
+use tokio::sync::Mutex;
 
 /// Makes states durable, one at a time.
 pub(super) struct Saver {
     link: Link,
     blueprint: Arc<Blueprint>,
     store: Arc<dyn Store>,
+    blocking: Blocking,
     /// Step of the newest checkpoint.
     newest: Mutex<Option<u64>>,
 }
@@ -30,8 +31,14 @@ enum Unsaved {
 
 impl Saver {
     /// `newest` is the step of the newest checkpoint that is there.
-    pub(super) fn new(link: Link, blueprint: Arc<Blueprint>, store: Arc<dyn Store>, newest: Option<u64>) -> Self {
-        Self { link, blueprint, store, newest: Mutex::new(newest) }
+    pub(super) fn new(
+        link: Link,
+        blueprint: Arc<Blueprint>,
+        store: Arc<dyn Store>,
+        blocking: Blocking,
+        newest: Option<u64>,
+    ) -> Self {
+        Self { link, blueprint, store, blocking, newest: Mutex::new(newest) }
     }
 
     /// Makes the state of a committed step a checkpoint. One that comes late, when a newer one is kept already, is let go: keeping
@@ -68,15 +75,14 @@ impl Saver {
         // It may have become void while it waited for its turn; from here on the membership waits for it.
         let recorded = self.link.ask(|reply| Command::StateOf(step, reply)).await?;
         let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
-        let saving = spawn_blocking(move || {
+        let saving = self.blocking.run(move || {
             if recorded.as_deref() != Some(&*state_sha256) {
                 let message = format!("the state of step {step} is not the one that was committed");
                 return Err(Unsaved::Refused(Failure::new(ErrorCode::StateDiverged, message)));
             }
             write(&blueprint, &*store, step, generation, &state_sha256, &files)
         });
-        let saved =
-            saving.await.unwrap_or_else(|e| Err(Unsaved::Failed(Failure::new(ErrorCode::Internal, e.to_string()))));
+        let saved = saving.await.unwrap_or_else(|failure| Err(Unsaved::Failed(failure)));
         match saved {
             Ok(directory) => {
                 *newest = Some(step);

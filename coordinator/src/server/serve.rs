@@ -5,7 +5,7 @@ use super::{
     blueprint::Blueprint,
     evaluate::EvaluationService,
     guard::{Guard, Policy},
-    incoming::Door,
+    incoming::{Door, Listener},
     limits::{self, Limits},
     link::Link,
     progress::Progress,
@@ -16,12 +16,13 @@ use super::{
     transfer::CheckpointService,
 };
 use crate::{checkpoint::Store, security::Security};
+use ballast_proto::Blocking;
 use ballast_proto::v1::{
     admin_server::AdminServer, checkpoint_server::CheckpointServer, data_server::DataServer,
     evaluation_server::EvaluationServer, membership_server::MembershipServer,
 };
 use std::sync::Arc;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tower::layer::layer_fn;
@@ -31,6 +32,7 @@ pub(super) struct Services {
     pub(super) link: Link,
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) store: Arc<dyn Store>,
+    pub(super) blocking: Blocking,
     /// Step of the newest checkpoint.
     pub(super) checkpoint: Option<u64>,
     pub(super) epoch: u64,
@@ -40,8 +42,8 @@ pub(super) struct Services {
 }
 
 impl Services {
-    pub(super) async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
-        let Self { link, blueprint, store, checkpoint: newest, epoch, progress, security, limits } = self;
+    pub(super) async fn serve(self, listener: impl Listener, shutdown: CancellationToken) {
+        let Self { link, blueprint, store, blocking, checkpoint: newest, epoch, progress, security, limits } = self;
         let admin = AdminServer::new(AdminService {
             run_name: blueprint.run.run.name.clone(),
             link: link.clone(),
@@ -54,10 +56,10 @@ impl Services {
             blueprint: Arc::clone(&blueprint),
         });
         let data = DataServer::new(DataService { link: link.clone(), blueprint: Arc::clone(&blueprint) });
-        let saver = Arc::new(Saver::new(link.clone(), Arc::clone(&blueprint), Arc::clone(&store), newest));
-        let relay = Relay::new();
+        let saver = Saver::new(link.clone(), Arc::clone(&blueprint), Arc::clone(&store), blocking.clone(), newest);
+        let (saver, relay) = (Arc::new(saver), Relay::new());
         let checkpoint =
-            CheckpointServer::new(CheckpointService { link: link.clone(), blueprint, store, saver, relay });
+            CheckpointServer::new(CheckpointService { link: link.clone(), blueprint, store, blocking, saver, relay });
         let evaluation = EvaluationServer::new(EvaluationService { link });
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<MembershipServer<MembershipService>>().await;

@@ -58,6 +58,7 @@ impl Membership for MembershipService {
         let (link, blueprint) = (self.link.clone(), Arc::clone(&self.blueprint));
         tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = reader.cancelled() => {}
                 () = read(worker, inbound, &link, &blueprint) => {}
             }

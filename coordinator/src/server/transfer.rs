@@ -9,7 +9,7 @@ use super::{
 };
 use crate::checkpoint::{self, ADAPTER_MODEL, OPTIMIZER, Store, sha256_hex};
 use ballast_proto::{
-    ErrorCode, Failure,
+    Blocking, ErrorCode, Failure,
     v1::{
         DownloadRequest, DownloadResponse, Generation, StateFile, StateHeader, StateSource, UploadRequest,
         UploadResponse, checkpoint_server::Checkpoint, download_response, upload_request,
@@ -18,7 +18,7 @@ use ballast_proto::{
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -31,6 +31,7 @@ pub(super) struct CheckpointService {
     pub(super) link: Link,
     pub(super) blueprint: Arc<Blueprint>,
     pub(super) store: Arc<dyn Store>,
+    pub(super) blocking: Blocking,
     pub(super) saver: Arc<Saver>,
     pub(super) relay: Relay,
 }
@@ -217,8 +218,7 @@ impl CheckpointService {
         let missing = || bad(format!("there is no checkpoint of step {step} to start from"));
         let directory = self.link.ask(|reply| Command::CheckpointOf(step, reply)).await?.ok_or_else(missing)?;
         let (blueprint, store) = (Arc::clone(&self.blueprint), Arc::clone(&self.store));
-        let loaded = spawn_blocking(move || checkpoint::load(&*store, &directory, &blueprint.shapes)).await;
-        let loaded = loaded.map_err(|e| Failure::new(ErrorCode::Internal, e.to_string()))?;
+        let loaded = self.blocking.run(move || checkpoint::load(&*store, &directory, &blueprint.shapes)).await?;
         let checkpoint = loaded.map_err(Failure::from)?;
         let state = hex::decode(&checkpoint.state.state_sha256).map_err(|e| bad(format!("state hash: {e}")))?;
         Ok(StateFiles { state_sha256: state.into(), files: [checkpoint.adapter, checkpoint.optimizer] })

@@ -66,6 +66,7 @@ impl Visitor {
             }
         };
         tokio::select! {
+            biased;
             () = self.out.cancelled() => tracing::warn!(peer = %self.peer, "closed: too many calls were refused"),
             () = late => tracing::warn!(peer = %self.peer, "closed: no admitted call in {:?}", limits.admission),
         }

@@ -69,8 +69,20 @@ impl Interceptor for Bearer {
 pub struct Connector {
     url: String,
     endpoint: Endpoint,
-    encrypted: Option<Encrypted>,
+    way: Way,
     bearer: Bearer,
+}
+
+/// How a connection is opened.
+#[derive(Clone, Debug)]
+enum Way {
+    /// Over TCP, in the clear.
+    Tcp,
+    /// Over TCP and TLS.
+    Tls(Encrypted),
+    /// As a simulation has it.
+    #[cfg(feature = "simulation")]
+    Simulated(super::simulated::Dial),
 }
 
 impl Connector {
@@ -85,20 +97,28 @@ impl Connector {
             Failure::new(ErrorCode::RunFileBadValue, message)
         };
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|e| bad(&e))?;
-        let encrypted = match endpoint.uri().scheme_str() {
-            Some("http") => in_the_clear(url, &endpoint, security).map(|()| None)?,
-            Some("https") => Some(encrypted(url, endpoint.uri(), security)?),
+        let way = match endpoint.uri().scheme_str() {
+            Some("http") => in_the_clear(url, &endpoint, security).map(|()| Way::Tcp)?,
+            Some("https") => Way::Tls(encrypted(url, endpoint.uri(), security)?),
             Some(other) => return Err(bad(&format_args!("scheme {other} is not supported"))),
             None => return Err(bad(&"the scheme is missing")),
         };
-        let endpoint = if encrypted.is_some() { within_tls(&endpoint).map_err(|e| bad(&e))? } else { endpoint };
+        let tls = matches!(way, Way::Tls(_));
+        let endpoint = if tls { within_tls(&endpoint).map_err(|e| bad(&e))? } else { endpoint };
         let endpoint = endpoint
             .connect_timeout(CONNECT)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        Ok(Self { url: url.to_owned(), endpoint, encrypted, bearer: Bearer::new(security.token.as_ref()) })
+        Ok(Self { url: url.to_owned(), endpoint, way, bearer: Bearer::new(security.token.as_ref()) })
+    }
+
+    /// The same, over connections of a simulated network.
+    #[cfg(feature = "simulation")]
+    #[must_use]
+    pub fn over(self, dial: super::simulated::Dial) -> Self {
+        Self { way: Way::Simulated(dial), ..self }
     }
 
     /// The coordinator's URL.
@@ -113,11 +133,13 @@ impl Connector {
     /// `TlsRefused`, which trying again does not mend; `CoordinatorUnreachable` otherwise. The message follows
     /// `coordinator URL`.
     pub async fn connect(&self) -> Result<Channel, Failure> {
-        let connected = match self.encrypted.clone() {
-            None => self.endpoint.connect().await,
-            Some(encrypted) => {
+        let connected = match self.way.clone() {
+            Way::Tcp => self.endpoint.connect().await,
+            Way::Tls(encrypted) => {
                 self.endpoint.connect_with_connector(service_fn(move |_: Uri| encrypted.clone().open())).await
             }
+            #[cfg(feature = "simulation")]
+            Way::Simulated(dial) => self.endpoint.connect_with_connector(service_fn(move |_: Uri| dial.open())).await,
         };
         let channel = connected.map_err(|e| match tls_refusal(&e) {
             Some(why) => Failure::new(ErrorCode::TlsRefused, format!("cannot be trusted, or does not trust us: {why}")),

@@ -7,6 +7,8 @@ mod encrypted;
 mod file;
 mod identity;
 mod refusal;
+#[cfg(feature = "simulation")]
+pub mod simulated;
 mod token;
 
 pub use connection::{Bearer, Channel, ClientSecurity, Connector};

@@ -42,7 +42,8 @@ impl AbortHandle {
     }
 
     /// Why the generation was aborted, if it was.
-    pub(crate) fn reason(&self) -> Option<CollectiveError> {
+    #[must_use]
+    pub fn reason(&self) -> Option<CollectiveError> {
         self.state().reason.clone().map(CollectiveError::Aborted)
     }
 
@@ -57,8 +58,7 @@ impl AbortHandle {
     }
 
     /// Calls `end` with the reason of the abort, or at once if that is past. It must be quick and may not come back here.
-    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "TCP has sockets to close"))]
-    pub(crate) fn on_abort(&self, end: impl FnOnce(&str) + Send + 'static) {
+    pub fn on_abort(&self, end: impl FnOnce(&str) + Send + 'static) {
         let mut state = self.state();
         match &state.reason {
             Some(reason) => end(reason),

@@ -20,8 +20,9 @@ pub use abort::AbortHandle;
 pub use device::{DeviceCollective, Operand, Reductions};
 pub use error::{CollectiveError, Peer};
 pub use frame::FrameError;
-pub(crate) use nccl::{NcclDevice, NcclPlace};
-pub use ring::{RingConfig, TcpRing};
+pub(crate) use nccl::NcclDevice;
+pub use nccl::NcclPlace;
+pub use ring::{RingConfig, RingPlace, TcpRing};
 
 /// Reductions over the ranks of one generation, of numbers in host memory. Blocking: called from the compute thread.
 ///

@@ -11,20 +11,19 @@ use std::time::Duration;
 
 /// One rank's place in the communicator of a generation.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "read only where NCCL can be"))]
-pub(crate) struct NcclPlace {
-    /// The secret by which the ranks meet, as [`NcclDevice::communicator_id`] made it on rank 0.
-    pub(crate) id: CommunicatorSecret,
+pub struct NcclPlace {
+    /// The secret by which the ranks meet, as it was made on rank 0.
+    pub id: CommunicatorSecret,
     /// This process's position.
-    pub(crate) rank: usize,
+    pub rank: usize,
     /// Ranks in the generation.
-    pub(crate) world_size: usize,
+    pub world_size: usize,
     /// Longest time for the meeting, and for one reduction, waiting for slower ranks included.
-    pub(crate) timeout: Duration,
+    pub timeout: Duration,
     /// Ends it.
-    pub(crate) abort: AbortHandle,
+    pub abort: AbortHandle,
     /// Ticked when a reduction is over.
-    pub(crate) progress: Progress,
+    pub progress: Progress,
 }
 
 /// A backend, and how its ranks meet over NCCL if they can.

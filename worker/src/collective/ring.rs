@@ -32,6 +32,17 @@ pub struct RingConfig {
     pub timeout: Duration,
 }
 
+/// What one rank needs to find its neighbours and to be stopped while it does.
+#[derive(Clone, Debug)]
+pub struct RingPlace {
+    /// Where it stands in which ring.
+    pub config: RingConfig,
+    /// Ends it.
+    pub abort: AbortHandle,
+    /// Ticked with every frame.
+    pub progress: Progress,
+}
+
 /// All-reduce over a ring of TCP connections.
 pub struct TcpRing {
     place: Place,

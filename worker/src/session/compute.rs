@@ -1,10 +1,11 @@
-//! The compute thread: carries out one order after the other, away from the async runtime.
+//! The compute thread: carries out one order after the other, away from the async runtime. What it waits for, it waits for without
+//! blocking, so that a simulation can have it on the only thread that there is.
 
 use super::conversation::Event;
 use super::engine::{Engine, Export, Meeting};
 use super::load::Loader;
 use crate::WorkerError;
-use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfig, Solo, TcpRing};
+use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfig, RingPlace};
 use crate::progress::Progress;
 use crate::trainer::StepOutcome;
 use ballast_proto::v1::{
@@ -13,16 +14,13 @@ use ballast_proto::v1::{
 };
 use ballast_proto::{Coded, CommunicatorSecret, Failure, fault};
 use bytes::Bytes;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
-
-/// Pause between looks at an upload that must leave first.
-const BUSY: Duration = Duration::from_millis(5);
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 /// What the session wants computed.
 pub(super) enum Order {
@@ -41,7 +39,7 @@ pub(super) struct Training {
     /// Of which start of the run it is.
     pub(super) run_id: String,
     /// Brings the state that the generation starts from, where this worker does not have it; ends with the generation.
-    pub(super) state: Receiver<Result<Downloaded, Failure>>,
+    pub(super) state: oneshot::Receiver<Result<Downloaded, Failure>>,
     /// Takes the states that are to be uploaded. Bounded: a second one waits until the first has left, so that memory does.
     pub(super) snapshots: mpsc::Sender<Snapshot>,
     /// This rank's shards, in step order.
@@ -56,13 +54,18 @@ pub(super) struct Training {
 pub(super) struct Control {
     /// Ends it at once.
     pub(super) abort: AbortHandle,
+    /// For who waits for that.
+    aborted: CancellationToken,
     /// Its last step.
     last_step: Arc<AtomicU64>,
 }
 
 impl Control {
     pub(super) fn new() -> Self {
-        Self { abort: AbortHandle::new(), last_step: Arc::new(AtomicU64::new(u64::MAX)) }
+        let (abort, aborted) = (AbortHandle::new(), CancellationToken::new());
+        let told = aborted.clone();
+        abort.on_abort(move |_| told.cancel());
+        Self { abort, aborted, last_step: Arc::new(AtomicU64::new(u64::MAX)) }
     }
 
     /// Lets `step` be the last one.
@@ -88,7 +91,6 @@ pub(super) struct Downloaded {
 /// What the compute thread is given once.
 pub(super) struct Computer {
     pub(super) run: RunSpec,
-    pub(super) listener: TcpListener,
     pub(super) progress: Progress,
     pub(super) events: mpsc::UnboundedSender<Event>,
 }
@@ -121,25 +123,28 @@ impl Kept {
 
 impl Computer {
     /// Body of the thread: loads the base model, then follows orders until nobody gives any more.
-    pub(super) fn work(self, load: Loader, orders: &Receiver<Order>) {
+    pub(super) async fn work(self, load: Loader, mut orders: UnboundedReceiver<Order>) {
         self.progress.set_phase(Phase::Loading);
-        let outcome = load(&self.run, &self.progress).and_then(|engine| {
-            let mut kept = Kept { engine, held: None };
-            self.progress.set_phase(Phase::Waiting);
-            self.tell(Event::Idle(kept.ready(None)));
-            self.follow(&mut kept, orders)
-        });
+        let outcome = match load(&self.run, &self.progress) {
+            Ok(engine) => {
+                let mut kept = Kept { engine, held: None };
+                self.progress.set_phase(Phase::Waiting);
+                self.tell(Event::Idle(kept.ready(None)));
+                self.follow(&mut kept, &mut orders).await
+            }
+            Err(error) => Err(error),
+        };
         if let Err(error) = outcome {
             self.tell(Event::Failed(Failure::new(error.code(), error.to_string())));
         }
     }
 
-    fn follow(&self, kept: &mut Kept, orders: &Receiver<Order>) -> Result<(), WorkerError> {
-        while let Ok(order) = orders.recv() {
+    async fn follow(&self, kept: &mut Kept, orders: &mut UnboundedReceiver<Order>) -> Result<(), WorkerError> {
+        while let Some(order) = orders.recv().await {
             match order {
                 Order::Train(training) => {
                     let generation = training.generation;
-                    self.train(kept, training)?;
+                    self.train(kept, training).await?;
                     self.progress.set_phase(Phase::Waiting);
                     self.tell(Event::Idle(kept.ready(Some(generation))));
                 }
@@ -159,12 +164,9 @@ impl Computer {
     }
 
     /// Trains a generation until its shards end, or it is aborted or breaks.
-    fn train(&self, kept: &mut Kept, mut training: Training) -> Result<(), WorkerError> {
+    async fn train(&self, kept: &mut Kept, mut training: Training) -> Result<(), WorkerError> {
         let generation = training.generation;
-        let trained = self
-            .prepare(kept, &training)
-            .and_then(|()| self.connect(&mut *kept.engine, &mut training))
-            .and_then(|()| self.train_steps(kept, &mut training));
+        let trained = self.train_from_its_state(kept, &mut training).await;
         // Parting from the other ranks is short, and worth waiting for when the session ends.
         self.progress.set_phase(Phase::Waiting);
         kept.engine.disconnect();
@@ -181,26 +183,32 @@ impl Computer {
         }
     }
 
-    fn train_steps(&self, kept: &mut Kept, training: &mut Training) -> Result<(), WorkerError> {
+    async fn train_from_its_state(&self, kept: &mut Kept, training: &mut Training) -> Result<(), WorkerError> {
+        self.prepare(kept, training).await?;
+        self.connect(&mut *kept.engine, training).await?;
+        self.train_steps(kept, training).await
+    }
+
+    async fn train_steps(&self, kept: &mut Kept, training: &mut Training) -> Result<(), WorkerError> {
         loop {
             if kept.engine.applied_step() >= training.control.last_step.load(Ordering::Relaxed) {
                 return Ok(());
             }
             self.progress.set_phase(Phase::Waiting);
             // The stream ends with the generation, be it done or aborted.
-            let Some(shard) = training.shards.blocking_recv() else { return Ok(()) };
+            let Some(shard) = training.shards.recv().await else { return Ok(()) };
             // Nobody wants the shards that came before an abort.
             if let Some(aborted) = training.control.abort.reason() {
                 return Err(aborted.into());
             }
-            let outcome = kept.engine.step(&shard)?;
+            let outcome = kept.engine.step(&shard).await?;
             fault::point("report", shard.step);
             let report = report(training.generation, shard.step, &outcome);
             let state_sha256 = report.state_sha256.clone();
             kept.hold(shard.step, state_sha256, report.clone());
             self.tell(Event::Stepped(report));
             if shard.checkpoint_after && training.formed.rank == 0 {
-                self.upload(&*kept.engine, training)?;
+                self.upload(&*kept.engine, training).await?;
             }
             if shard.last {
                 return Ok(());
@@ -209,7 +217,7 @@ impl Computer {
     }
 
     /// Brings the engine to the state that the generation starts from, and hands it over where others start from it.
-    fn prepare(&self, kept: &mut Kept, training: &Training) -> Result<(), WorkerError> {
+    async fn prepare(&self, kept: &mut Kept, training: &mut Training) -> Result<(), WorkerError> {
         let (start, generation) = (training.formed.start_step, training.generation);
         match training.formed.state_source() {
             StateSource::Seed => {
@@ -219,7 +227,7 @@ impl Computer {
             StateSource::Checkpoint | StateSource::Peer => {
                 let over = || CollectiveError::Aborted("the way to its state is lost".into());
                 let ended = |_| training.control.abort.reason().unwrap_or_else(over);
-                let Downloaded { state_sha256, files } = training.state.recv().map_err(ended)??;
+                let Downloaded { state_sha256, files } = (&mut training.state).await.map_err(ended)??;
                 // What is held is lost as soon as anything is written over it.
                 kept.held = None;
                 kept.engine.import_state(start, &files)?;
@@ -240,31 +248,35 @@ impl Computer {
                 "generation {generation} starts from step {start}, but this worker's state is of step {applied}"
             )));
         }
-        if training.formed.hand_over { self.upload(&*kept.engine, training) } else { Ok(()) }
+        if training.formed.hand_over { self.upload(&*kept.engine, training).await } else { Ok(()) }
     }
 
     /// Sends the state on its way to the coordinator. When the session is gone, nobody takes it.
-    fn upload(&self, engine: &dyn Engine, training: &Training) -> Result<(), WorkerError> {
+    async fn upload(&self, engine: &dyn Engine, training: &Training) -> Result<(), WorkerError> {
         let (generation, step) = (training.generation, engine.applied_step());
-        let mut snapshot = Snapshot { generation, step, export: engine.copy_state()? };
+        let snapshot = Snapshot { generation, step, export: engine.copy_state()? };
         // The one before it may still be on its way, and then this waits for others.
         self.progress.set_phase(Phase::Waiting);
-        while let Err(TrySendError::Full(back)) = training.snapshots.try_send(snapshot) {
-            // It may wait for this very generation to be given up.
-            if let Some(aborted) = training.control.abort.reason() {
-                return Err(aborted.into());
+        tokio::select! {
+            biased;
+            place = training.snapshots.reserve() => {
+                if let Ok(place) = place {
+                    place.send(snapshot);
+                }
+                Ok(())
             }
-            snapshot = back;
-            std::thread::sleep(BUSY);
+            // The one before it may wait for this very generation to be given up.
+            () = training.control.aborted.cancelled() => {
+                Err(training.control.abort.reason().unwrap_or(CollectiveError::Broken).into())
+            }
         }
-        Ok(())
     }
 
     /// Meets the other ranks.
-    fn connect(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<(), WorkerError> {
+    async fn connect(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<(), WorkerError> {
         let (rank, addresses) = (training.formed.rank as usize, training.formed.ring_addresses.clone());
         if addresses.len() == 1 {
-            return engine.connect(Meeting::Host(Box::new(Solo)));
+            return engine.connect(Meeting::Alone).await;
         }
         let timeouts = self.run.timeouts.as_ref().ok_or_else(|| WorkerError::RunSpec("timeouts are missing".into()))?;
         let timeout = Duration::from_millis(timeouts.collective_ms);
@@ -274,7 +286,7 @@ impl Computer {
                 let (run_id, generation) = (training.run_id.clone(), training.generation);
                 let config = RingConfig { run_id, generation, rank, addresses, timeout };
                 self.progress.set_phase(Phase::Reduce);
-                Meeting::Host(Box::new(TcpRing::connect(&self.listener, config, &abort, self.progress.clone())?))
+                Meeting::Ring(RingPlace { config, abort, progress: self.progress.clone() })
             }
             Transport::Nccl => {
                 let id = self.communicator_id(engine, training, timeout)?;
@@ -287,7 +299,7 @@ impl Computer {
                 return Err(WorkerError::RunSpec(format!("generation {generation} meets in a way that is not known")));
             }
         };
-        engine.connect(meeting)
+        engine.connect(meeting).await
     }
 
     /// Rank 0 makes the secret and lets the coordinator pass it on; the others wait for it, as long as a collective may

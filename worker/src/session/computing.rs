@@ -5,11 +5,9 @@ use super::conversation::Event;
 use super::load::Loader;
 use crate::progress::Progress;
 use ballast_proto::v1::{Phase, Ready, RunSpec};
-use ballast_proto::{ErrorCode, Failure};
-use std::net::TcpListener;
-use std::sync::mpsc::Sender;
+use ballast_proto::{Blocking, ErrorCode, Failure};
 use std::time::Duration;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -22,30 +20,58 @@ const COMING_BACK: Duration = Duration::from_secs(60);
 pub(super) struct Computing {
     /// What it trains. A coordinator that is another one's successor has the same run.
     pub(super) run: RunSpec,
-    pub(super) orders: Sender<Order>,
+    pub(super) orders: UnboundedSender<Order>,
     pub(super) events: UnboundedReceiver<Event>,
     pub(super) progress: Progress,
+    /// Where what takes long beside it is done.
+    pub(super) blocking: Blocking,
     /// Resolves when it has ended.
     ended: oneshot::Receiver<()>,
 }
 
+/// What is on the thread.
+struct Workplace {
+    computer: Computer,
+    orders: UnboundedReceiver<Order>,
+    /// Dropped at the thread's end, however it ends.
+    alive: oneshot::Sender<()>,
+}
+
+impl Workplace {
+    async fn work(self, load: Loader) {
+        let Self { computer, orders, alive } = self;
+        computer.work(load, orders).await;
+        drop(alive);
+    }
+}
+
 impl Computing {
     /// Starts the thread, which loads the base model.
-    pub(super) fn start(run: RunSpec, listener: TcpListener, load: Loader) -> Result<Self, Failure> {
-        let progress = Progress::new();
-        let (orders, ordered) = std::sync::mpsc::channel();
-        let (events, happened) = unbounded_channel();
-        let (computing, ended) = oneshot::channel::<()>();
-        let computer = Computer { run: run.clone(), listener, progress: progress.clone(), events };
+    pub(super) fn start(run: RunSpec, load: Loader) -> Result<Self, Failure> {
+        let (computing, workplace) = Self::with_workplace(run, Blocking::Threads);
         std::thread::Builder::new()
             .name("compute".into())
-            .spawn(move || {
-                // Dropped at the thread's end, however it ends.
-                let _computing = computing;
-                computer.work(load, &ordered);
-            })
+            .spawn(move || futures::executor::block_on(workplace.work(load)))
             .map_err(|e| Failure::new(ErrorCode::Internal, format!("the compute thread cannot start: {e}")))?;
-        Ok(Self { run, orders, events: happened, progress, ended })
+        Ok(computing)
+    }
+
+    /// The same without a thread: a task beside the caller's.
+    #[cfg(feature = "simulation")]
+    pub(super) fn start_here(run: RunSpec, load: Loader, blocking: Blocking) -> Self {
+        let (computing, workplace) = Self::with_workplace(run, blocking);
+        tokio::task::spawn_local(workplace.work(load));
+        computing
+    }
+
+    fn with_workplace(run: RunSpec, blocking: Blocking) -> (Self, Workplace) {
+        let progress = Progress::new();
+        let (orders, ordered) = unbounded_channel();
+        let (events, happened) = unbounded_channel();
+        let (alive, ended) = oneshot::channel();
+        let computer = Computer { run: run.clone(), progress: progress.clone(), events };
+        let workplace = Workplace { computer, orders: ordered, alive };
+        (Self { run, orders, events: happened, progress, blocking, ended }, workplace)
     }
 
     /// Waits until the thread has come back from what it did for a session that is gone; what it can enter the next one with.

@@ -16,6 +16,7 @@ use std::future::Future;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
@@ -35,7 +36,7 @@ struct Driver {
     worker_id: u64,
     run_id: String,
     said: UnboundedSender<WorkerMessage>,
-    orders: Sender<Order>,
+    orders: UnboundedSender<Order>,
     /// What goes wrong with errands.
     events: UnboundedSender<Event>,
     snapshots: mpsc::Sender<super::compute::Snapshot>,
@@ -121,7 +122,7 @@ impl Driver {
             running: None,
         };
         driver.tasks.spawn(heartbeats(driver.said.clone(), computing.progress.clone(), interval(&run)));
-        driver.errand(upload_all(driver.coordinator.clone(), worker_id, taken));
+        driver.errand(upload_all(driver.coordinator.clone(), worker_id, taken, computing.blocking.clone()));
         driver
     }
 
@@ -168,7 +169,7 @@ impl Driver {
         tracing::info!(%generation, rank, world_size, start_step = step, "generation formed");
         let control = Control::new();
         let (communicator, id) = std::sync::mpsc::channel();
-        let (sender, state) = std::sync::mpsc::channel();
+        let (sender, state) = oneshot::channel();
         let (shards, received) = mpsc::channel(PREFETCHED);
         let training = Training {
             formed: formed.clone(),

@@ -1,17 +1,20 @@
 //! What the session drives: something that trains.
 
 use crate::WorkerError;
-use crate::collective::{Collective, DeviceCollective, NcclDevice, NcclPlace};
+use crate::collective::{DeviceCollective, NcclDevice, NcclPlace, RingPlace, Solo, TcpRing};
 use crate::evaluate;
 use crate::memory::MemoryEstimate;
 use crate::trainer::{ExportedState, StepOutcome, Trainer};
 use ballast_proto::CommunicatorSecret;
 use ballast_proto::v1::{NumericsFingerprint, StepShard, next_task_response::Task, task_result};
 use bytes::Bytes;
+use std::net::TcpListener;
 use std::sync::Arc;
 
-/// A training state with a base model under it. Lives on the compute thread.
-pub(super) trait Engine {
+/// A training state with a base model under it. Lives on the compute thread, where whatever takes time blocks; only one that has no
+/// thread to itself has to wait for other ranks without blocking.
+#[tonic::async_trait(?Send)]
+pub trait Engine {
     /// All that may change a bit of the result.
     fn fingerprint(&self) -> &NumericsFingerprint;
     /// Steps applied to the state.
@@ -27,9 +30,9 @@ pub(super) trait Engine {
     /// A secret by which the ranks of one generation can meet over NCCL.
     fn communicator_id(&self) -> Result<CommunicatorSecret, WorkerError>;
     /// Meets the other ranks of a generation.
-    fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError>;
+    async fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError>;
     /// Trains one step, with the ranks it has met.
-    fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError>;
+    async fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError>;
     /// Parts from the other ranks.
     fn disconnect(&mut self);
     /// Runs one evaluation task.
@@ -37,12 +40,15 @@ pub(super) trait Engine {
 }
 
 /// Makes files of a state that was copied. Takes its time, and needs no engine.
-pub(super) type Export = Box<dyn FnOnce() -> Result<ExportedState, WorkerError> + Send>;
+pub type Export = Box<dyn FnOnce() -> Result<ExportedState, WorkerError> + Send>;
 
 /// How the ranks of a generation meet.
-pub(super) enum Meeting {
-    /// They have met already, and exchange what is in host memory.
-    Host(Box<dyn Collective>),
+#[derive(Debug)]
+pub enum Meeting {
+    /// There is only one.
+    Alone,
+    /// In a ring, over TCP.
+    Ring(RingPlace),
     /// Over NCCL.
     Nccl(NcclPlace),
 }
@@ -51,6 +57,8 @@ pub(super) enum Meeting {
 pub(super) struct TrainerEngine<B: NcclDevice> {
     pub(super) trainer: Trainer<B>,
     pub(super) backend: Arc<B>,
+    /// Where the neighbours in a ring find it.
+    pub(super) listener: TcpListener,
     pub(super) fingerprint: NumericsFingerprint,
     /// What it takes of the device's memory.
     pub(super) planned: MemoryEstimate,
@@ -58,6 +66,7 @@ pub(super) struct TrainerEngine<B: NcclDevice> {
     pub(super) collective: Option<Box<dyn DeviceCollective<B>>>,
 }
 
+#[tonic::async_trait(?Send)]
 impl<B: NcclDevice> Engine for TrainerEngine<B> {
     fn fingerprint(&self) -> &NumericsFingerprint {
         &self.fingerprint
@@ -88,15 +97,18 @@ impl<B: NcclDevice> Engine for TrainerEngine<B> {
         B::communicator_id()
     }
 
-    fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError> {
+    async fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError> {
         self.collective = Some(match meeting {
-            Meeting::Host(collective) => Box::new(collective),
+            Meeting::Alone => Box::new(Solo),
+            Meeting::Ring(RingPlace { config, abort, progress }) => {
+                Box::new(TcpRing::connect(&self.listener, config, &abort, progress)?)
+            }
             Meeting::Nccl(place) => B::connect(&self.backend, place)?,
         });
         Ok(())
     }
 
-    fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError> {
+    async fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError> {
         let Some(collective) = &mut self.collective else {
             return Err(WorkerError::Internal(format!("step {} before the ranks have met", shard.step)));
         };

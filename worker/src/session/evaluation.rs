@@ -4,7 +4,7 @@ use super::compute::Order;
 use super::connect::Coordinator;
 use ballast_proto::v1::{Generation, NextTaskRequest, TaskResult};
 use ballast_proto::{ErrorCode, Failure};
-use std::sync::mpsc::Sender;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
 /// Asks for a task, has it computed, reports it; until the coordinator has no more. The compute thread starts with the
@@ -13,7 +13,7 @@ pub(super) async fn evaluate_all(
     coordinator: Coordinator,
     worker_id: u64,
     generation: Generation,
-    orders: Sender<Order>,
+    orders: UnboundedSender<Order>,
 ) -> Result<(), Failure> {
     let mut client = coordinator.evaluation();
     let generation = Some(generation);

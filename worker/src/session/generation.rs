@@ -7,8 +7,7 @@ use ballast_proto::v1::{
     DownloadRequest, Generation, GenerationFormed, ShardRequest, StateSource, StepShard, download_response,
 };
 use ballast_proto::{ErrorCode, Failure, exit};
-use std::sync::mpsc::Sender;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// One generation's errands with the coordinator.
 pub(super) struct Errands {
@@ -23,7 +22,7 @@ impl Errands {
     pub(super) async fn run(
         self,
         formed: GenerationFormed,
-        state: Sender<Result<Downloaded, Failure>>,
+        state: oneshot::Sender<Result<Downloaded, Failure>>,
         shards: mpsc::Sender<StepShard>,
     ) -> Result<(), Failure> {
         let source = formed.state_source();

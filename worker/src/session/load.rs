@@ -16,10 +16,12 @@ use ballast_proto::v1::{self, NumericsFingerprint, RunSpec};
 use ballast_proto::{ErrorCode, Failure};
 use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::net::TcpListener;
 use std::sync::Arc;
 
 /// Makes the engine of a run, on the compute thread.
-pub(super) type Loader = Box<dyn FnOnce(&RunSpec, &Progress) -> Result<Box<dyn Engine>, WorkerError> + Send>;
+#[cfg_attr(not(feature = "simulation"), expect(unreachable_pub, reason = "only simulations bring one"))]
+pub type Loader = Box<dyn FnOnce(&RunSpec, &Progress) -> Result<Box<dyn Engine>, WorkerError> + Send>;
 
 /// What a worker is told on its command line about how it computes; where it is told nothing, the run says.
 pub(super) struct Wishes {
@@ -34,8 +36,13 @@ pub(super) struct Wishes {
     pub(super) insecure: bool,
 }
 
-/// Loads the run's base model onto the device.
-pub(super) fn load(run: &RunSpec, wishes: &Wishes, progress: &Progress) -> Result<Box<dyn Engine>, WorkerError> {
+/// Loads the run's base model onto the device. `listener` is where neighbours in a ring will find this worker.
+pub(super) fn load(
+    run: &RunSpec,
+    wishes: &Wishes,
+    listener: TcpListener,
+    progress: &Progress,
+) -> Result<Box<dyn Engine>, WorkerError> {
     match wishes.device.unwrap_or_else(|| Device::of_run(run.device())) {
         Device::Cpu => {
             if run.dtype() != v1::Dtype::F32 {
@@ -45,9 +52,9 @@ pub(super) fn load(run: &RunSpec, wishes: &Wishes, progress: &Progress) -> Resul
                 ));
             }
             let backend = CpuBackend::new(wishes.threads.unwrap_or(run.threads as usize))?;
-            engine(Arc::new(backend), run, wishes, progress)
+            engine(Arc::new(backend), run, wishes, listener, progress)
         }
-        Device::Cuda(ordinal) => on_cuda(ordinal, run, wishes, progress),
+        Device::Cuda(ordinal) => on_cuda(ordinal, run, wishes, listener, progress),
     }
 }
 
@@ -56,6 +63,7 @@ fn on_cuda(
     ordinal: Option<usize>,
     run: &RunSpec,
     wishes: &Wishes,
+    listener: TcpListener,
     progress: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
     use ballast_kernels::cuda::{CudaBackend, Storage, nccl, probe};
@@ -71,7 +79,7 @@ fn on_cuda(
         nccl::require()?;
         reachable_by_nccl(wishes.insecure, std::env::var(NCCL_INTERFACE).ok().as_deref())?;
     }
-    engine(Arc::new(backend), run, wishes, progress)
+    engine(Arc::new(backend), run, wishes, listener, progress)
 }
 
 /// Which network interfaces NCCL uses, by the beginning of their names, or exactly with a `=` in front.
@@ -92,7 +100,13 @@ fn reachable_by_nccl(insecure: bool, interface: Option<&str>) -> Result<(), Fail
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_cuda(_: Option<usize>, _: &RunSpec, _: &Wishes, _: &Progress) -> Result<Box<dyn Engine>, WorkerError> {
+fn on_cuda(
+    _: Option<usize>,
+    _: &RunSpec,
+    _: &Wishes,
+    _: TcpListener,
+    _: &Progress,
+) -> Result<Box<dyn Engine>, WorkerError> {
     Err(unusable(
         "this ballast was built without CUDA: build it with `make cuda` and `cargo build --release -p \
                   ballast-cli --features cuda`, or work with --device cpu",
@@ -176,6 +190,7 @@ fn engine<B: Planned>(
     backend: Arc<B>,
     run: &RunSpec,
     wishes: &Wishes,
+    listener: TcpListener,
     progress: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
     let model = base_model(run, wishes.model.as_deref())?;
@@ -190,7 +205,7 @@ fn engine<B: Planned>(
     let trainer = Trainer::new(Arc::clone(&backend), decoder, run, progress.clone());
     let trainer = trainer.map_err(|error| planned.told(error))?;
     backend.reserve_memory(planned.activations()).map_err(|error| planned.told(error.into()))?;
-    Ok(Box::new(TrainerEngine { trainer, backend, fingerprint, planned, collective: None }))
+    Ok(Box::new(TrainerEngine { trainer, backend, listener, fingerprint, planned, collective: None }))
 }
 
 /// The run's base model, from `override_source` if this worker has it elsewhere.

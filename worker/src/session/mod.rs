@@ -11,10 +11,12 @@ mod computing;
 mod connect;
 mod conversation;
 mod driver;
+#[cfg_attr(not(feature = "simulation"), expect(unreachable_pub, reason = "only simulations bring an engine"))]
 mod engine;
 mod evaluation;
 mod generation;
 mod load;
+mod station;
 mod transfer;
 mod upload;
 
@@ -25,6 +27,7 @@ use ballast_proto::{ErrorCode, Failure, exit};
 use computing::Computing;
 use conversation::Ending;
 use futures::{Stream, StreamExt};
+use station::Station;
 use std::io;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -101,34 +104,39 @@ pub fn run(options: WorkerOptions) -> Result<u8, WorkerError> {
         let message = format!("--threads {threads}: at most {MOST_THREADS} are allowed, 0 for all cores");
         return Err(Failure::new(ErrorCode::RunFileBadValue, message).into());
     }
-    let load: load::Loader = Box::new(move |run, progress| load::load(run, &wishes, progress));
+    let connector = Connector::new(&options.coordinator, &options.security)?;
+    let (listener, ring_address) =
+        address::listen(&options.ring_bind, options.ring_advertise.as_deref(), options.insecure)?;
+    let load: load::Loader = Box::new(move |run, progress| load::load(run, &wishes, listener, progress));
+    let station = Station {
+        connector,
+        name: options.name.clone().unwrap_or_else(default_name),
+        ring_address,
+        connect_timeout: options.connect_timeout,
+        rejoin_timeout: options.rejoin_timeout,
+    };
     let outcome = runtime.block_on(async {
         let terminated = termination().map_err(|e| internal("signals cannot be caught", &e))?;
-        work(options, load, terminated).await
+        work(station, |run| Computing::start(run, load), terminated).await
     });
     // The compute thread may still be deep in a step that nobody wants any more.
     runtime.shutdown_background();
     Ok(outcome?)
 }
 
+/// Serves one run from a station, with the compute thread that `start` starts when it is known what is trained.
 async fn work(
-    options: WorkerOptions,
-    load: load::Loader,
+    station: Station,
+    start: impl FnOnce(RunSpec) -> Result<Computing, Failure>,
     terminated: impl Stream<Item = &'static str>,
 ) -> Result<u8, Failure> {
-    let connector = Connector::new(&options.coordinator, &options.security)?;
-    let (listener, ring_address) =
-        address::listen(&options.ring_bind, options.ring_advertise.as_deref(), options.insecure)?;
-    let request = JoinRequest {
-        version: env!("CARGO_PKG_VERSION").into(),
-        display_name: options.name.clone().unwrap_or_else(default_name),
-        ring_address,
-    };
+    let Station { connector, name, ring_address, connect_timeout, rejoin_timeout } = station;
+    let request = JoinRequest { version: env!("CARGO_PKG_VERSION").into(), display_name: name, ring_address };
     let mut terminated = Box::pin(terminated);
-    let Some(mut joined) = join(&connector, &request, options.connect_timeout, false, &mut terminated).await? else {
+    let Some(mut joined) = join(&connector, &request, connect_timeout, false, &mut terminated).await? else {
         return Ok(exit::RETRY);
     };
-    let (mut computing, mut introduced) = (Computing::start(joined.run.clone(), listener, load)?, None);
+    let (mut computing, mut introduced) = (start(joined.run.clone())?, None);
     loop {
         tracing::info!(worker = joined.worker_id, run = joined.run.run_name, "joined");
         let failure = match driver::converse(joined, &mut computing, introduced, &mut terminated).await? {
@@ -138,12 +146,12 @@ async fn work(
                 return Ok(code);
             }
             Ending::Failed(failure) => return Err(failure),
-            Ending::Lost(failure) if options.rejoin_timeout.is_zero() => return Err(failure),
+            Ending::Lost(failure) if rejoin_timeout.is_zero() => return Err(failure),
             Ending::Lost(failure) => failure,
         };
         tracing::warn!(%failure, "session lost; joining again");
         introduced = Some(computing.come_back().await?);
-        joined = match join(&connector, &request, options.rejoin_timeout, true, &mut terminated).await {
+        joined = match join(&connector, &request, rejoin_timeout, true, &mut terminated).await {
             Ok(Some(joined)) => joined,
             Ok(None) => return Ok(exit::RETRY),
             // Why it had to join again says more than that nobody was there.
@@ -163,6 +171,7 @@ async fn join(
     terminated: &mut (impl Stream<Item = &'static str> + Unpin),
 ) -> Result<Option<connect::Joined>, Failure> {
     tokio::select! {
+        biased;
         joined = connect::join(connector, request.clone(), limit, again) => joined.map(Some),
         Some(signal) = terminated.next() => {
             tracing::info!(signal, "stopped before joining");
@@ -202,6 +211,29 @@ fn termination() -> io::Result<impl Stream<Item = &'static str>> {
 
 fn internal(what: &str, error: &dyn std::error::Error) -> Failure {
     Failure::new(ErrorCode::Internal, format!("{what}: {error}"))
+}
+
+/// For [`crate::simulation`].
+#[cfg(feature = "simulation")]
+pub(crate) mod simulation {
+    pub use super::engine::{Engine, Export, Meeting};
+    pub use super::load::Loader;
+    pub use super::station::Station;
+    use super::{Computing, Failure, Stream};
+    use ballast_proto::Blocking;
+
+    /// Serves one run from a station until its coordinator says goodbye; returns the exit code of the process that it would be.
+    ///
+    /// # Errors
+    /// When the coordinator cannot be reached, refuses or vanishes, or the engine fails.
+    pub async fn work(
+        station: Station,
+        load: Loader,
+        blocking: Blocking,
+        terminated: impl Stream<Item = &'static str>,
+    ) -> Result<u8, Failure> {
+        super::work(station, |run| Ok(Computing::start_here(run, load, blocking)), terminated).await
+    }
 }
 
 #[cfg(test)]

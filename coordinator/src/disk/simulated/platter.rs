@@ -41,7 +41,7 @@ pub(super) enum Change {
 
 /// What is on the disk, and what of it would survive.
 #[derive(Clone, Debug)]
-pub(crate) struct Platter {
+pub struct Platter {
     pub(super) nodes: Vec<Node>,
 }
 
@@ -54,7 +54,7 @@ impl Default for Platter {
 
 impl Platter {
     /// What a crash now may leave, by these dice.
-    pub(crate) fn crash(&self, dice: &mut Dice) -> Self {
+    pub fn crash(&self, dice: &mut Dice) -> Self {
         let outcome = match dice.below(4) {
             0 => Outcome::Nothing,
             1 => Outcome::Everything,

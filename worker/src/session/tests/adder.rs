@@ -2,7 +2,7 @@
 
 use super::fake::G2;
 use crate::WorkerError;
-use crate::collective::{Collective, Solo};
+use crate::collective::{Collective, RingPlace, Solo, TcpRing};
 use crate::progress::Progress;
 use crate::session::engine::{Engine, Export, Meeting};
 use crate::session::transfer::disassemble;
@@ -13,6 +13,7 @@ use ballast_proto::v1::{
     DownloadResponse, NumericsFingerprint, Phase, ScoreResult, StepShard, download_response, task_result,
 };
 use bytes::Bytes;
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
@@ -41,6 +42,8 @@ pub(super) struct Adder {
     gate: Option<Receiver<()>>,
     /// Told the number of each step that begins.
     begun: Option<UnboundedSender<u64>>,
+    /// Where its neighbours in a ring find it.
+    listener: Option<TcpListener>,
     collective: Option<Box<dyn Collective>>,
 }
 
@@ -70,6 +73,10 @@ impl Adder {
         Self { gate: Some(gate), ..Self::default() }
     }
 
+    pub(super) fn listening(self, listener: TcpListener) -> Self {
+        Self { listener: Some(listener), ..self }
+    }
+
     pub(super) fn announcing(self, begun: UnboundedSender<u64>) -> Self {
         Self { begun: Some(begun), ..self }
     }
@@ -94,6 +101,7 @@ pub(super) fn download_of(total: i64, step: u64) -> Vec<DownloadResponse> {
         .collect()
 }
 
+#[tonic::async_trait(?Send)]
 impl Engine for Adder {
     fn fingerprint(&self) -> &NumericsFingerprint {
         &self.fingerprint
@@ -132,9 +140,12 @@ impl Engine for Adder {
     }
 
     /// Over "NCCL", every rank is alone.
-    fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError> {
+    async fn connect(&mut self, meeting: Meeting) -> Result<(), WorkerError> {
         self.collective = Some(match meeting {
-            Meeting::Host(collective) => collective,
+            Meeting::Alone => Box::new(Solo),
+            Meeting::Ring(RingPlace { config, abort, progress }) => {
+                Box::new(TcpRing::connect(self.listener.as_ref().unwrap(), config, &abort, progress)?)
+            }
             Meeting::Nccl(place) => {
                 if place.id != secret() {
                     return Err(WorkerError::Internal("met by another generation's secret".into()));
@@ -152,7 +163,7 @@ impl Engine for Adder {
         self.collective = None;
     }
 
-    fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError> {
+    async fn step(&mut self, shard: &StepShard) -> Result<StepOutcome, WorkerError> {
         assert_eq!(shard.step, self.step + 1);
         if let Some((step, error)) = self.fails.filter(|(step, _)| *step == shard.step) {
             return Err(error(step));

@@ -2,9 +2,10 @@
 
 use super::super::engine::Engine;
 use super::super::load::Loader;
-use super::super::{WorkerOptions, work};
+use super::super::{Station, computing::Computing, work};
 use super::adder::Adder;
 use crate::WorkerError;
+use ballast_proto::security::{ClientSecurity, Connector};
 use ballast_proto::v1::{
     BaseModel, CoordinatorMessage, DownloadRequest, DownloadResponse, Generation, GenerationFormed, Heartbeat,
     HeldState, JoinRequest, JoinResponse, NextTaskRequest, NextTaskResponse, ReportTaskResponse, RunSpec, ShardRequest,
@@ -144,7 +145,10 @@ impl Fake {
         engine: Adder,
         terminated: impl Stream<Item = &'static str> + Send + 'static,
     ) -> JoinHandle<Result<u8, Failure>> {
-        self.worker_with(Box::new(|_, _| Ok(Box::new(engine) as Box<dyn Engine>)), terminated)
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let engine = engine.listening(listener);
+        self.worker_at(address, Box::new(|_, _| Ok(Box::new(engine) as Box<dyn Engine>)), terminated)
     }
 
     pub(super) fn worker_with(
@@ -152,9 +156,23 @@ impl Fake {
         load: Loader,
         terminated: impl Stream<Item = &'static str> + Send + 'static,
     ) -> JoinHandle<Result<u8, Failure>> {
-        let rejoin_timeout = Duration::from_millis(self.shared.rejoin_ms);
-        let options = WorkerOptions { coordinator: self.url.clone(), rejoin_timeout, ..WorkerOptions::default() };
-        tokio::spawn(work(options, load, terminated))
+        self.worker_at("127.0.0.1:1".into(), load, terminated)
+    }
+
+    fn worker_at(
+        &self,
+        ring_address: String,
+        load: Loader,
+        terminated: impl Stream<Item = &'static str> + Send + 'static,
+    ) -> JoinHandle<Result<u8, Failure>> {
+        let station = Station {
+            connector: Connector::new(&self.url, &ClientSecurity::default()).unwrap(),
+            name: "worker".into(),
+            ring_address,
+            connect_timeout: PATIENCE,
+            rejoin_timeout: Duration::from_millis(self.shared.rejoin_ms),
+        };
+        tokio::spawn(work(station, |run| Computing::start(run, load), terminated))
     }
 
     pub(super) fn say(&self, message: coordinator_message::Message) {
