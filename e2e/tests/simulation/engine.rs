@@ -22,7 +22,7 @@ use tokio::time::sleep;
 const ADAPTER: &str = "adapter_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 /// Longest time that a micro-batch takes, in milliseconds.
-const MICRO_BATCH: usize = 20;
+const MICRO_BATCH: usize = 50;
 
 /// One worker's.
 pub(crate) struct StandIn {

@@ -12,9 +12,9 @@ use std::sync::Arc;
 /// Where it is, on its coordinator's disk.
 pub(crate) const DIRECTORY: &str = "/run";
 /// Samples of the prepared set.
-pub(crate) const SAMPLES: u64 = 40;
+pub(crate) const SAMPLES: u64 = 100;
 /// Passes over them.
-const EPOCHS: u64 = 2;
+const EPOCHS: u64 = 3;
 /// Samples of a step.
 pub(crate) const GLOBAL_BATCH: u64 = 5;
 /// Steps in all.

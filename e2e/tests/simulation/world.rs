@@ -24,7 +24,7 @@ const LATENCY: u64 = 10;
 /// Things that go wrong in a history.
 const FAULTS: usize = 12;
 /// Longest time from one to the next, in milliseconds.
-const BETWEEN: usize = 900;
+const BETWEEN: usize = 1200;
 /// Time in which a run must complete when nothing goes wrong any more.
 const CALM: Duration = Duration::from_secs(300);
 
@@ -43,6 +43,7 @@ pub(crate) struct Tally {
     partitions: u64,
     one_way: u64,
     held: u64,
+    full_disks: u64,
     retries: u64,
 }
 
@@ -60,6 +61,7 @@ impl AddAssign for Tally {
         self.partitions += other.partitions;
         self.one_way += other.one_way;
         self.held += other.held;
+        self.full_disks += other.full_disks;
         self.retries += other.retries;
     }
 }
@@ -72,7 +74,8 @@ impl Tally {
             "simulated_seconds": self.milliseconds / 1000, "steps_of_workers": self.steps,
             "generations": self.generations, "rewinds": self.rewinds, "kills": self.kills, "hangs": self.hangs,
             "drains": self.drains, "coordinator_kills": self.coordinator_kills, "power_cuts": self.power_cuts,
-            "partitions": self.partitions, "one_way": self.one_way, "held": self.held, "retries": self.retries,
+            "partitions": self.partitions, "one_way": self.one_way, "held": self.held,
+            "full_disks": self.full_disks, "retries": self.retries,
         })
         .to_string()
     }
@@ -94,6 +97,7 @@ enum Later {
     Repair(String, String),
     Release(String, String),
     GoOn(usize),
+    MakeRoom,
 }
 
 pub(crate) struct World<'a> {
@@ -123,6 +127,7 @@ impl World<'_> {
 
     fn with(seed: u64, workers: u32, witness: Witness) -> Self {
         let dice = SharedDice::new(seed);
+        fastrand::seed(dice.seed());
         let mut sim = Builder::new()
             .rng_seed(dice.seed())
             .tick_duration(TICK)
@@ -197,6 +202,7 @@ impl World<'_> {
             }
             Later::Release(from, to) => self.sim.release(from.as_str(), to.as_str()),
             Later::GoOn(who) => self.workers[who].hang(false),
+            Later::MakeRoom => self.machine.disk().make_room(),
         }
     }
 
@@ -206,7 +212,8 @@ impl World<'_> {
             let Some(ended) = self.workers[who].ended() else { continue };
             let name = self.workers[who].name.clone();
             let may_end = match &ended {
-                Ok(code) => matches!(*code, exit::DONE | exit::RETRY),
+                // As its coordinator, which may have had no room on its disk.
+                Ok(code) => matches!(*code, exit::DONE | exit::RETRY) || self.tally.full_disks > 0,
                 Err(failure) => failure.code.exit_code() == exit::RETRY || failure.code == ErrorCode::RunFull,
             };
             if !may_end {
@@ -230,6 +237,11 @@ impl World<'_> {
     fn look_after_coordinator(&mut self) -> Result<bool, String> {
         match self.machine.ended() {
             None => Ok(false),
+            Some(Ended::Refused(failure)) if failure.code == ErrorCode::StorageFailed => {
+                self.tally.retries += 1;
+                self.kill_coordinator(true)?;
+                Ok(false)
+            }
             Some(Ended::Refused(failure)) => Err(format!("the coordinator did not start: {failure}")),
             Some(Ended::Over(outcome)) if outcome.exit_code == exit::DONE => {
                 if outcome.adapter.is_none() {
@@ -274,7 +286,7 @@ impl World<'_> {
     fn fault(&mut self) -> Result<(), String> {
         let who = self.dice.below(self.workers.len());
         let name = self.workers[who].name.clone();
-        match self.dice.below(12) {
+        match self.dice.below(13) {
             0 | 1 => {
                 self.tally.kills += 1;
                 self.kill_worker(who);
@@ -309,6 +321,11 @@ impl World<'_> {
             10 => {
                 let other = self.other(who);
                 self.part(name, other);
+            }
+            11 => {
+                self.tally.full_disks += 1;
+                self.machine.disk().fill_up_after(self.dice.below(20));
+                self.plan(3000, Later::MakeRoom);
             }
             _ => {
                 // The coordinator alone.
@@ -369,7 +386,10 @@ impl World<'_> {
     }
 }
 
-/// What may end a coordinator that goes on when it is started again: faults that come faster than steps.
+/// What may end a coordinator that goes on when it is started again: a disk without room, or faults that come faster than steps.
 fn may_end(failure: Option<&Failure>, code: u8) -> bool {
-    code == exit::RETRY || failure.is_some_and(|failure| failure.message.contains("generations in succession failed"))
+    let passing = |failure: &Failure| {
+        failure.code == ErrorCode::StorageFailed || failure.message.contains("generations in succession failed")
+    };
+    code == exit::RETRY || failure.is_some_and(passing)
 }
