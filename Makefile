@@ -38,8 +38,8 @@ help:
 	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
 	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line)'
-	@echo 'make simulate       the membership and workers that only obey it, in a world where everything goes wrong: RUNS=N histories'
-	@echo '                    (20000), from seed SEED=S (1)'
+	@echo 'make simulate       the membership alone, then coordinator and workers as they are, on simulated machines where everything goes'
+	@echo '                    wrong: RUNS=N histories of each (20000; the second: CLUSTERS=N), from seed SEED=S (1)'
 	@echo 'make crash-points   crash a simulated disk after every operation of random histories, and start again on what is left:'
 	@echo '                    RUNS=N crash points (10000), from seed SEED=S (1)'
 	@echo 'make s3-server      a server that speaks S3, for the tests of remote stores: prints what BALLAST_TEST_S3 must be'
@@ -160,10 +160,11 @@ else
 	@echo 'traffic: not compared with llm.c: LLMC_DIR does not name a checkout of it' >&2
 endif
 
-# One JSON line; without a violation it ends with 0. The same seed makes the same histories.
+# Two JSON lines: the membership alone, and whole clusters; without a violation it ends with 0. The same seed makes the same histories.
+SIMULATED := BALLAST_SIMULATION_SEED=$(SEED) $(CARGO) test --locked --quiet --workspace --features ballast-cli/fault-points
 simulate:
-	@BALLAST_SIMULATED_RUNS=$(or $(RUNS),20000) BALLAST_SIMULATION_SEED=$(SEED) $(CARGO) test --locked --quiet -p ballast-coordinator --lib \
-		simulation -- --nocapture | grep '^{'
+	@BALLAST_SIMULATED_RUNS=$(or $(RUNS),20000) $(SIMULATED) --lib simulation -- --nocapture | grep '^{'
+	@BALLAST_SIMULATED_CLUSTERS=$(or $(CLUSTERS),$(RUNS),20000) $(SIMULATED) --test simulation clusters -- --nocapture | grep '^{'
 
 # As above: the same seed makes the same crashes.
 crash-points:
