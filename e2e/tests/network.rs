@@ -22,7 +22,7 @@ const STEPS: &str = "train.max_steps=60";
 const MODEL: [&str; 2] = ["lora.dropout=0.1", "checkpoint.every=15"];
 /// Leases that end soon, in milliseconds.
 const SHORT: [&str; 3] = ["cluster.heartbeat_ms=100", "cluster.lease_ms=1000", "cluster.prefetch_steps=1"];
-/// Whoever lives so far from the coordinator waits for every shard: a run lasts long enough to come back to.
+/// Who is so far from the coordinator waits for every shard: a worker that trains alone is not done before the other is back.
 const FAR: Weather = Weather { loss: 0.0, duplicates: 0.0, delay: Duration::from_millis(60), jitter: Duration::ZERO };
 
 /// The adapter of an undisturbed run of one worker.
@@ -47,9 +47,6 @@ fn struck(
     let mut came_to = None;
     play(|scene| {
         let Some((hosts, wire)) = Hosts::on_wire(3)? else { return Ok(()) };
-        for worker in [A, B] {
-            wire.set_weather(COORDINATOR, worker, FAR);
-        }
         let expected = undisturbed(scene)?;
         let settings: Vec<&str> = MODEL.into_iter().chain(SHORT).chain([STEPS]).collect();
         let run = NetworkRun::start(scene, &hosts, "struck", 2, &settings, &[(host, fault)])?;
@@ -63,11 +60,13 @@ fn struck(
 
 /// The coordinator loses a worker, the other one trains on alone, and, when the wire is mended, the two together.
 fn lost_and_found(run: &NetworkRun, wire: &Wire) -> Result<()> {
+    wire.set_weather(COORDINATOR, A, FAR);
     let lost = run.line(COORDINATOR, 0, &["was silent"])?;
     let alone = run.line(COORDINATOR, lost, &["generation", ": 1 in the world"])?;
     run.line(COORDINATOR, alone, &["step "])?;
     wire.mend();
     run.line(COORDINATOR, alone, &["generation", ": 2 in the world"])?;
+    wire.set_weather(COORDINATOR, A, Weather::default());
     Ok(())
 }
 

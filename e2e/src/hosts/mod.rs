@@ -114,7 +114,9 @@ fn remove_orphans() -> Result<()> {
         let name = entry?.file_name().to_string_lossy().into_owned();
         let mut words = name.splitn(4, '-');
         let (Some(PREFIX), Some(process), Some(number)) = (words.next(), words.next(), words.next()) else { continue };
-        if process.parse::<u32>().is_ok() && !Path::new("/proc").join(process).exists() {
+        // One that nobody has waited for yet still has an entry, but runs nothing.
+        let running = || std::fs::read_link(Path::new("/proc").join(process).join("exe")).is_ok();
+        if process.parse::<u32>().is_ok() && !running() {
             script(&["down", &format!("{PREFIX}-{process}-{number}")])?;
         }
     }
