@@ -155,7 +155,7 @@ struct Carrier {
 
 impl Carrier {
     fn new(socket: UdpSocket, hosts: u8, shared: Arc<Shared>) -> Self {
-        // Which frames the weather takes depends on when they come, too: a seed of one's own would promise too much.
+        // Another seed would show nothing else: which frames the weather takes depends on when they come.
         let dice = ChaCha8Rng::seed_from_u64(1);
         Self { socket, hosts, shared, dice, under_way: BinaryHeap::new(), sent: 0, latest: BTreeMap::new() }
     }
