@@ -23,7 +23,7 @@ BUNDLE ?=
 TEST_GPU ?=
 OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
 
-.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos recovery simulate crash-points s3-server
+.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos network recovery simulate crash-points s3-server
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
@@ -37,6 +37,7 @@ help:
 	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
 	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
+	@echo 'make network        runs whose network is cut, one-way or altogether, or loses, delays and duplicates (root, ip, VXLAN)'
 	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line)'
 	@echo 'make simulate       the membership alone, then coordinator and workers as they are, on simulated machines where everything goes'
 	@echo '                    wrong: RUNS=N histories of each (20000; the second: CLUSTERS=N), from seed SEED=S (1)'
@@ -126,6 +127,12 @@ FAULTS ?= 200
 chaos:
 	$(CHAOS_BUILD) --bin ballast --bin chaos
 	$(CHAOS_ENV) $(TARGET_DIR)/debug/chaos --seed $(SEED) --faults $(FAULTS)
+
+# With `cli`, whose tests have `ballast` built.
+NETWORK_TEST := $(CARGO) test --locked --workspace --features ballast-cli/fault-points --test network
+network:
+	$(NETWORK_TEST) --test cli --no-run
+	$(NETWORK_TEST)
 
 KILLS ?= 200
 recovery:

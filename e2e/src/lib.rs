@@ -2,12 +2,14 @@
 //!
 //! [`golden`] reads a training run that PEFT made; [`parity`] trains the same and measures the distance. The other way
 //! round, [`planned`] tells a peer what a run file trains, and [`losses`] are what the two reach. The tests start real
-//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]); [`chaos`] strikes them.
+//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]); [`chaos`] strikes them, and [`hosts`] the network between
+//! them.
 #![forbid(unsafe_code)]
 
 pub mod chaos;
 pub mod cluster;
 pub mod golden;
+pub mod hosts;
 pub mod losses;
 pub mod parity;
 pub mod planned;

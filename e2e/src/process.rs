@@ -162,6 +162,13 @@ impl Process {
         }
     }
 
+    /// When those lines came that `wanted` accepts.
+    #[must_use]
+    pub fn times(&self, wanted: impl Fn(&str) -> bool) -> Vec<Instant> {
+        let state = self.output.0.lock();
+        state.lines.iter().zip(&state.times).filter(|(line, _)| wanted(line)).map(|(_, time)| *time).collect()
+    }
+
     /// Lines printed so far.
     #[must_use]
     pub fn lines(&self) -> usize {

@@ -1,68 +1,15 @@
 //! A coordinator and two workers on three hosts, which are network namespaces.
 
 use anyhow::{Context, Result, ensure};
+use ballast_e2e::hosts::Hosts;
 use ballast_e2e::tiny::play;
-use std::path::Path;
-use std::process::Command;
 
 const PORT: u16 = 7070;
-
-/// Three namespaces, removed when dropped.
-struct Hosts {
-    prefix: String,
-}
-
-impl Hosts {
-    /// `None`, with a message, where namespaces cannot be made.
-    fn up() -> Option<Self> {
-        let hosts = Self { prefix: format!("ballast-{}", std::process::id()) };
-        match hosts.script("up") {
-            Ok(output) if output.status.success() => Some(hosts),
-            Ok(output) => {
-                let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                eprintln!("skipped: no network namespaces here (they need the ip tool and root): {why}");
-                None
-            }
-            Err(error) => {
-                eprintln!("skipped: no network namespaces here: {error}");
-                None
-            }
-        }
-    }
-
-    fn script(&self, action: &str) -> std::io::Result<std::process::Output> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("netns/hosts.sh");
-        Command::new("sh").arg(script).arg(action).arg(&self.prefix).output()
-    }
-
-    /// The same command, on a host.
-    fn on(&self, host: u8, command: &Command) -> Command {
-        let mut wrapped = Command::new("ip");
-        wrapped.args(["netns", "exec", &format!("{}-{host}", self.prefix)]).arg(command.get_program());
-        wrapped.args(command.get_args());
-        for (key, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(key, value),
-                None => wrapped.env_remove(key),
-            };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
-        wrapped
-    }
-}
-
-impl Drop for Hosts {
-    fn drop(&mut self) {
-        let _ = self.script("down");
-    }
-}
 
 #[test]
 fn three_hosts_give_the_same_adapter_as_one() -> Result<()> {
     play(|scene| {
-        let Some(hosts) = Hosts::up() else { return Ok(()) };
+        let Some(hosts) = Hosts::on_switch(3)? else { return Ok(()) };
         let on_one = scene.train("one", &["cluster.workers=2"])?;
 
         let bind = format!("cluster.bind=10.98.7.1:{PORT}");

@@ -8,6 +8,7 @@ use crate::{
     membership::{Effect, Phase, State},
     report::Checkpoints,
 };
+use ballast_proto::v1::coordinator_message::Message;
 use std::{
     collections::{BTreeMap, VecDeque},
     path::PathBuf,
@@ -108,6 +109,9 @@ impl Display {
                 self.emit(RunEvent::WorkerLost { worker: *worker, name, reason });
             }
         }
+        if let Some(reason) = broken(after, effects) {
+            self.emit(RunEvent::Warning { message: reason.to_owned() });
+        }
         if before.generation() != after.generation()
             && let Some(generation) = after.generation()
         {
@@ -170,4 +174,16 @@ impl Display {
             recomputed: metrics.recomputed,
         });
     }
+}
+
+/// Why a generation has to be given up, where it lost nobody: a loss tells that itself, and so does the end of the run.
+fn broken<'a>(after: &State, effects: &'a [Effect]) -> Option<&'a str> {
+    let lost = effects.iter().any(|effect| matches!(effect, Effect::Dismiss { .. }));
+    if lost || matches!(after.phase(), Phase::Over(_)) {
+        return None;
+    }
+    effects.iter().find_map(|effect| match effect {
+        Effect::Send { message: Message::AbortGeneration(abort), .. } => Some(abort.reason.as_str()),
+        _ => None,
+    })
 }

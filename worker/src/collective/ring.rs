@@ -30,6 +30,8 @@ pub struct RingConfig {
     pub addresses: Vec<String>,
     /// Longest time for the handshake, and for one reduction, waiting for slower ranks included.
     pub timeout: Duration,
+    /// How long a neighbour's machine may be out of reach.
+    pub lease: Duration,
 }
 
 /// What one rank needs to find its neighbours and to be stopped while it does.
@@ -79,10 +81,12 @@ impl TcpRing {
         progress: Progress,
         chunk: usize,
     ) -> Result<Self, CollectiveError> {
-        let timeout = config.timeout;
+        let (timeout, lease) = (config.timeout, config.lease);
         let place = Place::new(config)?;
         let Neighbours { incoming, outgoing } = handshake::connect(&place, listener, timeout, abort)?;
         let started = || {
+            socket::probe(&incoming, lease)?;
+            socket::probe(&outgoing, lease)?;
             abort.watch(&incoming)?;
             abort.watch(&outgoing)?;
             FrameWriter::spawn(outgoing, abort.clone())

@@ -1,12 +1,15 @@
-//! Blocking reads with a deadline.
+//! Blocking reads with a deadline, and connections whose other end may be out of reach.
 
 use super::{AbortHandle, CollectiveError};
+use socket2::{SockRef, TcpKeepalive};
 use std::io::{self, ErrorKind, Read};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// A blocked read wakes this often to look at its deadline.
 const SLICE: Duration = Duration::from_millis(100);
+/// Unanswered questions after which a machine is out of reach.
+const PROBES: u32 = 3;
 
 /// Why a read did not get what it wanted.
 #[derive(Debug)]
@@ -24,6 +27,16 @@ pub(super) fn prepare(socket: &TcpStream) -> io::Result<()> {
     socket.set_nonblocking(false)?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(SLICE))
+}
+
+/// Has the connection fail when the other end's machine does not answer for about `lease`, and no sooner than five seconds:
+/// else an end that only reads would never notice that the way is broken. A process that is slow, or stopped, has a machine
+/// that answers.
+pub(super) fn probe(socket: &TcpStream, lease: Duration) -> io::Result<()> {
+    // The system counts in seconds: a lease of five is two of silence and three probes.
+    let interval = (lease / (PROBES + 2)).max(Duration::from_secs(1));
+    let probing = TcpKeepalive::new().with_time(2 * interval).with_interval(interval).with_retries(PROBES);
+    SockRef::from(socket).set_tcp_keepalive(&probing)
 }
 
 /// Fills `buffer` from a prepared socket.
@@ -47,6 +60,10 @@ pub(super) fn read_exact(
             }
         };
         buffer = buffer.split_at_mut(read).1;
+        if read == 0 {
+            // Not every socket is in reach of an abort yet.
+            abort.check().map_err(ReadFault::Aborted)?;
+        }
         if !buffer.is_empty() && Instant::now() >= deadline {
             return Err(ReadFault::TimedOut);
         }

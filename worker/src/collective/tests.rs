@@ -27,6 +27,7 @@ fn config(rank: usize, addresses: &[String]) -> RingConfig {
         rank,
         addresses: addresses.to_vec(),
         timeout: PATIENCE,
+        lease: PATIENCE,
     }
 }
 
@@ -179,6 +180,26 @@ fn abort_ends_a_handshake() {
     let addresses = [address.clone(), address];
     let error = TcpRing::connect(&listener, config(0, &addresses), &abort, Progress::new()).err().unwrap();
     assert!(matches!(error, CollectiveError::Aborted(_)), "{error}");
+}
+
+#[test]
+fn abort_ends_a_handshake_with_a_neighbour_that_never_answers() {
+    let ((own, own_address), (theirs, their_address)) = (listener(), listener());
+    let (config, abort) = (config(0, &[own_address, their_address]), AbortHandle::new());
+    let (start, aborter) = (Instant::now(), abort.clone());
+    std::thread::scope(|scope| {
+        let silent = scope.spawn(move || {
+            let (mut socket, _) = theirs.accept().unwrap();
+            let mut greeting = [0; HEADER_LEN];
+            socket.read_exact(&mut greeting).unwrap();
+            aborter.abort("worker 3 is gone");
+            socket
+        });
+        let error = TcpRing::connect(&own, config, &abort, Progress::new()).err().unwrap();
+        assert_eq!(error.to_string(), "aborted: worker 3 is gone");
+        drop(silent.join());
+    });
+    assert!(start.elapsed() < PATIENCE / 10);
 }
 
 #[test]

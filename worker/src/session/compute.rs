@@ -284,7 +284,8 @@ impl Computer {
         let meeting = match training.formed.transport() {
             Transport::Tcp => {
                 let (run_id, generation) = (training.run_id.clone(), training.generation);
-                let config = RingConfig { run_id, generation, rank, addresses, timeout };
+                let lease = Duration::from_millis(timeouts.lease_ms);
+                let config = RingConfig { run_id, generation, rank, addresses, timeout, lease };
                 self.progress.set_phase(Phase::Reduce);
                 Meeting::Ring(RingPlace { config, abort, progress: self.progress.clone() })
             }

@@ -297,8 +297,9 @@ async fn ring_with(
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addresses = vec![ring_address, listener.local_addr().unwrap().to_string()];
     fake.form(G1, StateSource::Seed, 0, &addresses, 0);
+    let minute = Duration::from_secs(60);
     let config =
-        RingConfig { run_id: "run".into(), generation: G1, rank: 1, addresses, timeout: Duration::from_secs(60) };
+        RingConfig { run_id: "run".into(), generation: G1, rank: 1, addresses, timeout: minute, lease: minute };
     std::thread::spawn(move || {
         behave(TcpRing::connect(&listener, config, &AbortHandle::new(), Progress::new()).unwrap());
     })
