@@ -25,7 +25,9 @@ fn config(rank: usize, addresses: &[String]) -> RingConfig {
         run_id: "run".into(),
         generation: Generation::new(1, 2),
         rank,
-        addresses: addresses.to_vec(),
+        world_size: addresses.len(),
+        next_address: addresses[(rank + 1) % addresses.len()].clone(),
+        previous_address: addresses[(rank + addresses.len() - 1) % addresses.len()].clone(),
         timeout: PATIENCE,
     }
 }

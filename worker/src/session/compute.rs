@@ -4,7 +4,7 @@ use super::conversation::Event;
 use super::engine::{Engine, Export, Meeting};
 use super::load::Loader;
 use crate::WorkerError;
-use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfig, Solo, TcpRing};
+use crate::collective::{AbortHandle, CollectiveError, NcclPlace, RingConfig, Solo, TcpRing};
 use crate::progress::Progress;
 use crate::trainer::StepOutcome;
 use ballast_proto::v1::{
@@ -262,8 +262,8 @@ impl Computer {
 
     /// Meets the other ranks.
     fn connect(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<(), WorkerError> {
-        let (rank, addresses) = (training.formed.rank as usize, training.formed.ring_addresses.clone());
-        if addresses.len() == 1 {
+        let (rank, world_size) = (training.formed.rank as usize, training.formed.world_size as usize);
+        if world_size == 1 {
             return engine.connect(Meeting::Host(Box::new(Solo)));
         }
         let timeouts = self.run.timeouts.as_ref().ok_or_else(|| WorkerError::RunSpec("timeouts are missing".into()))?;
@@ -272,13 +272,16 @@ impl Computer {
         let meeting = match training.formed.transport() {
             Transport::Tcp => {
                 let (run_id, generation) = (training.run_id.clone(), training.generation);
-                let config = RingConfig { run_id, generation, rank, addresses, timeout };
+                let next_address = training.formed.next_address.clone();
+                let previous_address = training.formed.previous_address.clone();
+                let config =
+                    RingConfig { run_id, generation, rank, world_size, next_address, previous_address, timeout };
                 self.progress.set_phase(Phase::Reduce);
                 Meeting::Host(Box::new(TcpRing::connect(&self.listener, config, &abort, self.progress.clone())?))
             }
             Transport::Nccl => {
                 let id = self.communicator_id(engine, training, timeout)?;
-                let (world_size, progress) = (addresses.len(), self.progress.clone());
+                let progress = self.progress.clone();
                 self.progress.set_phase(Phase::Reduce);
                 Meeting::Nccl(NcclPlace { id, rank, world_size, timeout, abort, progress })
             }
@@ -310,10 +313,7 @@ impl Computer {
         self.progress.set_phase(Phase::Waiting);
         training.communicator.recv_timeout(timeout).map_err(|error| {
             let failed = match error {
-                RecvTimeoutError::Timeout => {
-                    let peer = Peer { rank: 0, address: training.formed.ring_addresses[0].clone() };
-                    CollectiveError::NoCommunicatorId { peer, waited: timeout }
-                }
+                RecvTimeoutError::Timeout => CollectiveError::NoCommunicatorId { waited: timeout },
                 // The sender goes with the generation.
                 RecvTimeoutError::Disconnected => training.control.abort.reason().unwrap_or(CollectiveError::Broken),
             };
