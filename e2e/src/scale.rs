@@ -5,22 +5,22 @@
 
 mod crowd;
 mod samples;
+mod traffic;
 mod usage;
 mod worker;
 
 pub use samples::Quantiles;
-pub use usage::{Usage, room_for_connections};
+pub use usage::room_for_connections;
 
 use crate::cluster::coordinator;
 use crate::tiny::{Scene, fixture};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use crowd::{Crowd, Pace};
 use serde::Serialize;
 use std::fs;
 use std::time::Duration;
+use usage::Usage;
 
-/// Before figures are taken of a state: first steps, buffers that grow.
-const WARM_UP: Duration = Duration::from_secs(2);
 /// Questions to the coordinator a second, over all workers.
 const QUESTIONS: f64 = 50.0;
 
@@ -31,7 +31,9 @@ pub struct Load {
     pub workers: usize,
     /// Steps a second while steps are trained.
     pub pace: f64,
-    /// How long each state is looked at.
+    /// How long a state lasts before it is looked at: first steps, buffers that grow.
+    pub warm_up: Duration,
+    /// How long it is looked at.
     pub window: Duration,
 }
 
@@ -50,9 +52,13 @@ pub struct Figures {
     pub idle_cores: f64,
     /// The same while steps are trained.
     pub training_cores: f64,
-    /// Steps a second that became durable then.
+    /// Bytes a second that the connection of one worker carries for heartbeats alone, both ways; `null` where there is no `ss`.
+    pub idle_bytes: Option<f64>,
+    /// The same while steps are trained.
+    pub training_bytes: Option<f64>,
+    /// Steps a second that all ranks have reported then.
     pub steps_per_second: f64,
-    /// Steps that became durable in all.
+    /// Steps that were trained in all.
     pub steps: u64,
     /// Milliseconds from the last rank's report of a step until a rank has the shard that this step's commit released: for every
     /// rank, of every step.
@@ -76,32 +82,35 @@ pub struct Figures {
 /// # Errors
 /// When a worker or the coordinator fails, or nothing comes of something for too long.
 pub async fn measure(scene: &Scene, dir: &str, load: Load) -> Result<Figures> {
-    let Load { workers, pace, window } = load;
+    let Load { workers, pace, warm_up, window } = load;
     let settings = settings(scene, dir, workers)?;
     let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
     let (coordinator, url) = coordinator(scene, dir, &settings)?;
     let process = coordinator.id();
+    let port = url.rsplit(':').next().and_then(|port| port.parse().ok()).context("a URL without a port")?;
     let empty = Usage::now(process)?;
 
     let (mut crowd, join) = Crowd::join(workers, &url).await?;
     let form = crowd.form().await?;
     let steps = Pace { steps: pace, questions: 0.0 };
-    crowd.spend(WARM_UP, steps).await?;
-    let began = Usage::now(process)?;
+    crowd.spend(warm_up, steps).await?;
+    let (began, sent) = (Usage::now(process)?, traffic::bytes(port));
     let training = crowd.spend(window, steps).await?;
-    let training_cores = began.cores_since()?;
+    let (training_cores, training_bytes) = (began.cores_since()?, traffic::bytes(port));
+    let training_bytes = each_second(sent, training_bytes, &began, workers);
     let asked_in_training = crowd.spend(window / 2, Pace { questions: QUESTIONS, ..steps }).await?;
 
-    crowd.spend(WARM_UP, Pace::default()).await?;
-    let began = Usage::now(process)?;
+    crowd.spend(warm_up, Pace::default()).await?;
+    let (began, sent) = (Usage::now(process)?, traffic::bytes(port));
     crowd.spend(window, Pace::default()).await?;
-    let idle_cores = began.cores_since()?;
+    let (idle_cores, idle_bytes) = (began.cores_since()?, traffic::bytes(port));
+    let idle_bytes = each_second(sent, idle_bytes, &began, workers);
     let asked = crowd.spend(window / 2, Pace { steps: 0.0, questions: QUESTIONS }).await?;
 
     let full = Usage::now(process)?;
     let reform = crowd.lose_one().await?;
     // It is a generation like any other: it trains.
-    crowd.spend(WARM_UP, steps).await?;
+    crowd.spend(warm_up, steps).await?;
     let steps = crowd.computed();
     crowd.dismiss().await?;
     Ok(Figures {
@@ -111,6 +120,8 @@ pub async fn measure(scene: &Scene, dir: &str, load: Load) -> Result<Figures> {
         reform_s: reform.as_secs_f64(),
         idle_cores,
         training_cores,
+        idle_bytes,
+        training_bytes,
         steps_per_second: training.steps_per_second,
         steps,
         shard_ms: training.shards,
@@ -121,6 +132,11 @@ pub async fn measure(scene: &Scene, dir: &str, load: Load) -> Result<Figures> {
         descriptors: full.descriptors,
         sockets: full.sockets,
     })
+}
+
+/// Bytes a second for each worker between two counts.
+fn each_second(before: Option<u64>, after: Option<u64>, began: &Usage, workers: usize) -> Option<f64> {
+    Some(after?.saturating_sub(before?) as f64 / began.age().as_secs_f64() / workers as f64)
 }
 
 /// A run that has a micro-batch for every worker in every step, and no end. Nobody uploads anything: that is one rank's business, however

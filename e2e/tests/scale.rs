@@ -9,7 +9,8 @@ use std::time::Duration;
 fn fifty_workers_train_and_one_is_lost() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     play(|scene| {
-        let load = Load { workers: 50, pace: 5.0, window: Duration::from_secs(1) };
+        let (warm_up, window) = (Duration::from_millis(500), Duration::from_secs(1));
+        let load = Load { workers: 50, pace: 5.0, warm_up, window };
         let figures = runtime.block_on(measure(scene, "run", load))?;
         println!("{figures:#?}");
         ensure!(figures.sockets > 50, "one connection a worker, and the port");
@@ -17,7 +18,7 @@ fn fifty_workers_train_and_one_is_lost() -> Result<()> {
         // What was measured did happen: every step but the last, which may not be durable yet, stands in the ledger.
         let audit = scene.audit("run")?;
         let head = audit["verified"]["head"].as_u64().unwrap_or(0);
-        ensure!(head + 1 >= figures.steps && figures.steps >= 10, "{} steps were reported: {audit}", figures.steps);
+        ensure!(head + 1 >= figures.steps && figures.steps >= 8, "{} steps were reported: {audit}", figures.steps);
         Ok(())
     })
 }

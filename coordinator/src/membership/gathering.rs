@@ -10,7 +10,7 @@ use super::{
 use ballast_proto::exit;
 use ballast_proto::v1::{Generation, GenerationFormed, Goodbye, StateSource, coordinator_message::Message};
 
-/// Workers that are named in a line about those who are waited for; more are counted.
+/// Workers that are named in a line about those who are waited for.
 const MOST_NAMED: usize = 4;
 
 /// The state that a generation starts from.
@@ -115,7 +115,8 @@ impl State {
     /// Those who are to come back, by name where they are few.
     fn returning(&self, count: usize) -> String {
         if count > MOST_NAMED {
-            return format!("{count} workers");
+            // The same words until they are few: each would else have all others told that one less is missing.
+            return format!("more than {MOST_NAMED} workers");
         }
         let labels = self.members.iter().filter(|(_, m)| m.engaged()).map(|(worker, _)| self.label(*worker));
         labels.collect::<Vec<_>>().join(", ")
@@ -193,6 +194,7 @@ impl State {
                 hand_over: hand_over == Some(rank),
                 next_address: address(rank + 1),
                 previous_address: address(rank + ranks.len() - 1),
+                first_address: address(0),
             };
             out.push(Effect::Send { worker: *worker, message: Message::GenerationFormed(formed) });
         }

@@ -3,6 +3,7 @@
 mod communicator;
 mod elastic;
 mod histories;
+mod many;
 mod scenarios;
 mod simulation;
 

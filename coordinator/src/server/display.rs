@@ -130,6 +130,7 @@ impl Display {
             }
             changed
         });
+        debug_assert!(after.members().eq(self.progress.borrow().workers.iter().cloned()), "not the members are shown");
     }
 
     /// Shows a worker that has come, or is ready.

@@ -18,6 +18,8 @@ use std::time::Duration;
 const SERIES: [usize; 3] = [250, 1000, 4000];
 /// A usual run with fast steps: workers, and steps a second.
 const FAST: (usize, f64) = (64, 10.0);
+/// Before each state is looked at.
+const WARM_UP: Duration = Duration::from_secs(2);
 
 #[derive(Parser)]
 struct Args {
@@ -34,7 +36,7 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let load = |workers, pace| Load { workers, pace, window: Duration::from_secs(args.seconds) };
+    let load = |workers, pace| Load { workers, pace, warm_up: WARM_UP, window: Duration::from_secs(args.seconds) };
     if let Some(workers) = args.workers {
         take(load(workers, args.pace))?;
         return Ok(());

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Ticks of `/proc/PID/stat` in a second: part of Linux's interface to programs, on every architecture that Ballast runs on.
 const TICKS: f64 = 100.0;
@@ -12,17 +12,17 @@ const OWN: u64 = 64;
 
 /// A process at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Usage {
+pub(super) struct Usage {
     process: u32,
     at: Instant,
     /// CPU time since it started, in seconds.
     cpu: f64,
     /// Resident memory in bytes.
-    pub resident: u64,
+    pub(super) resident: u64,
     /// Open file descriptors,
-    pub descriptors: usize,
+    pub(super) descriptors: usize,
     /// and those that are sockets.
-    pub sockets: usize,
+    pub(super) sockets: usize,
 }
 
 impl Usage {
@@ -30,7 +30,7 @@ impl Usage {
     ///
     /// # Errors
     /// When the process is gone.
-    pub fn now(process: u32) -> Result<Self> {
+    pub(super) fn now(process: u32) -> Result<Self> {
         let links = fs::read_dir(format!("/proc/{process}/fd"))?.flatten().filter_map(|e| fs::read_link(e.path()).ok());
         let kinds: Vec<bool> = links.map(|link| link.to_string_lossy().starts_with("socket:")).collect();
         Ok(Self {
@@ -43,11 +43,17 @@ impl Usage {
         })
     }
 
+    /// Time since that moment.
+    #[must_use]
+    pub(super) fn age(&self) -> Duration {
+        self.at.elapsed()
+    }
+
     /// Cores' worth of CPU time that it has taken since.
     ///
     /// # Errors
     /// When the process is gone.
-    pub fn cores_since(&self) -> Result<f64> {
+    pub(super) fn cores_since(&self) -> Result<f64> {
         Ok((cpu(self.process)? - self.cpu) / self.at.elapsed().as_secs_f64())
     }
 }

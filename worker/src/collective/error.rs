@@ -57,8 +57,10 @@ pub enum CollectiveError {
         last: String,
     },
     /// The secret by which the ranks meet over NCCL did not come, for as long as the meeting may take.
-    #[error("rank 0 sent no communicator id within {} ms", waited.as_millis())]
+    #[error("{peer} sent no communicator id within {} ms", waited.as_millis())]
     NoCommunicatorId {
+        /// Who was to make it.
+        peer: Peer,
         /// The limit.
         waited: Duration,
     },

@@ -4,7 +4,7 @@ use super::conversation::Event;
 use super::engine::{Engine, Export, Meeting};
 use super::load::Loader;
 use crate::WorkerError;
-use crate::collective::{AbortHandle, CollectiveError, NcclPlace, RingConfig, Solo, TcpRing};
+use crate::collective::{AbortHandle, CollectiveError, NcclPlace, Peer, RingConfig, Solo, TcpRing};
 use crate::progress::Progress;
 use crate::trainer::StepOutcome;
 use ballast_proto::v1::{
@@ -313,7 +313,10 @@ impl Computer {
         self.progress.set_phase(Phase::Waiting);
         training.communicator.recv_timeout(timeout).map_err(|error| {
             let failed = match error {
-                RecvTimeoutError::Timeout => CollectiveError::NoCommunicatorId { waited: timeout },
+                RecvTimeoutError::Timeout => {
+                    let peer = Peer { rank: 0, address: training.formed.first_address.clone() };
+                    CollectiveError::NoCommunicatorId { peer, waited: timeout }
+                }
                 // The sender goes with the generation.
                 RecvTimeoutError::Disconnected => training.control.abort.reason().unwrap_or(CollectiveError::Broken),
             };

@@ -194,7 +194,9 @@ impl Fake {
     /// Forms a generation of two that starts from the seed and meets over NCCL.
     pub(super) fn form_over_nccl(&self, generation: Generation, rank: u32) {
         let transport = Transport::Nccl as i32;
-        let formed = GenerationFormed { rank, world_size: 2, transport, ..formed(generation, StateSource::Seed) };
+        let first_address = "127.0.0.1:1".to_owned();
+        let alone = formed(generation, StateSource::Seed);
+        let formed = GenerationFormed { rank, world_size: 2, transport, first_address, ..alone };
         self.say(coordinator_message::Message::GenerationFormed(formed));
     }
 
