@@ -23,7 +23,7 @@ BUNDLE ?=
 TEST_GPU ?=
 OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
 
-.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos network recovery simulate crash-points s3-server
+.PHONY: help demo cuda softgpu test test-cuda gpu-bundle test-gpu mutants traffic parity bench lint fmt adapter-check peft-env deploy-check advisories chaos network recovery scale simulate crash-points s3-server
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
@@ -39,6 +39,8 @@ help:
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
 	@echo 'make network        runs whose network is cut, one-way or altogether, or loses, delays and duplicates (root, ip, VXLAN)'
 	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line)'
+	@echo 'make scale          what many workers take of the coordinator, and how long they wait for it: WORKERS=N simulated ones'
+	@echo '                    (250, 1000 and 4000, with the growth), one JSON object a line'
 	@echo 'make simulate       the membership alone, then coordinator and workers as they are, on simulated machines where everything goes'
 	@echo '                    wrong: RUNS=N histories of each (20000; the second: CLUSTERS=N), from seed SEED=S (1)'
 	@echo 'make crash-points   crash a simulated disk after every operation of random histories, and start again on what is left:'
@@ -138,6 +140,11 @@ KILLS ?= 200
 recovery:
 	$(CHAOS_BUILD) --bin ballast --bin recovery
 	$(CHAOS_ENV) $(TARGET_DIR)/debug/recovery --kills $(KILLS)
+
+# Alone WORKERS=N; without it a series, and how the figures grow. Only release builds say something.
+scale:
+	$(CARGO) build --release --locked -p ballast-cli -p ballast-e2e --bin ballast --bin scale
+	$(TARGET_DIR)/release/scale $(if $(WORKERS),--workers $(WORKERS))
 
 gpu-bundle: cuda
 	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)

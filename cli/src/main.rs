@@ -7,6 +7,7 @@ mod bars;
 mod commands;
 mod comparison;
 mod connection;
+mod descriptors;
 mod failure;
 mod pages;
 mod progress;

@@ -2,6 +2,7 @@
 
 use crate::args::{LogFormat, RunFileArgs};
 use crate::bars;
+use crate::descriptors;
 use crate::failure::coded;
 use crate::screen::Screen;
 use ballast_basemodel::{BaseModel, ModelSource};
@@ -61,12 +62,15 @@ pub(crate) fn start_options(resolved: Resolved, screen: &Screen) -> anyhow::Resu
     let prepared = prepare(&resolved.run, &model, screen)?;
     let binary = server::binary_sha256()
         .map_err(|e| Failure::new(ErrorCode::Internal, format!("this binary cannot be read: {e}")))?;
+    let limits = Limits::of(resolved.run.cluster.workers);
+    let mut data = RunData::of(&prepared);
+    data.warnings.extend(descriptors::make_room(&limits));
     Ok(StartOptions {
         security,
-        limits: Limits::of(resolved.run.cluster.workers),
+        limits,
         resolved: Arc::new(resolved),
         model: ModelInfo::of(&model)?,
-        data: RunData::of(&prepared),
+        data,
         binary_sha256: binary,
     })
 }

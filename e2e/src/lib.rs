@@ -2,8 +2,8 @@
 //!
 //! [`golden`] reads a training run that PEFT made; [`parity`] trains the same and measures the distance. The other way
 //! round, [`planned`] tells a peer what a run file trains, and [`losses`] are what the two reach. The tests start real
-//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]); [`chaos`] strikes them, and [`hosts`] the network between
-//! them.
+//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]); [`chaos`] strikes them, [`hosts`] the network between
+//! them, and [`scale`] has one of them coordinate thousands of workers.
 #![forbid(unsafe_code)]
 
 pub mod chaos;
@@ -14,4 +14,5 @@ pub mod losses;
 pub mod parity;
 pub mod planned;
 pub mod process;
+pub mod scale;
 pub mod tiny;

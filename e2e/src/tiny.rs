@@ -31,7 +31,7 @@ pub struct Scene {
 ///
 /// # Errors
 /// Those of [`play_on`].
-pub fn play(test: impl FnOnce(&Scene) -> Result<()>) -> Result<()> {
+pub fn play<T>(test: impl FnOnce(&Scene) -> Result<T>) -> Result<T> {
     play_on(TINY, test)
 }
 
@@ -39,7 +39,7 @@ pub fn play(test: impl FnOnce(&Scene) -> Result<()>) -> Result<()> {
 ///
 /// # Errors
 /// Those of the test, and when there is no scene to play it in.
-pub fn play_on(run_file: &str, test: impl FnOnce(&Scene) -> Result<()>) -> Result<()> {
+pub fn play_on<T>(run_file: &str, test: impl FnOnce(&Scene) -> Result<T>) -> Result<T> {
     let scene = Scene::new(run_file)?;
     let result = test(&scene);
     if result.is_err() {

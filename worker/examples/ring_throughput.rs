@@ -23,7 +23,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         run_id: "throughput".into(),
                         generation: Generation::new(1, 1),
                         rank,
-                        addresses: addresses.clone(),
+                        world_size: world,
+                        next_address: addresses[(rank + 1) % world].clone(),
+                        previous_address: addresses[(rank + world - 1) % world].clone(),
                         timeout: Duration::from_secs(60),
                     };
                     scope.spawn(move || measure(listener, config))

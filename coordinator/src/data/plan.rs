@@ -7,7 +7,7 @@ use ballast_basemodel::{Architecture, Projection};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What of the run file shapes the plan.
@@ -266,15 +266,18 @@ fn fill(samples: &[usize], tokens: &[u32], budget: u32, cost: CostModel, count: 
 /// far (Graham, 1969: at most 4/3 of the best possible). Ties go to the lower rank. Every rank's list is ascending.
 #[must_use]
 pub fn assign(costs: &[u64], world_size: usize) -> Vec<Vec<usize>> {
-    let mut ranks = vec![(0_u64, Vec::new()); world_size];
+    let mut ranks = vec![Vec::new(); world_size];
     let mut longest_first: Vec<usize> = (0..costs.len()).collect();
     longest_first.sort_by_key(|&i| (Reverse(costs[i]), i));
+    // Load, micro-batches and number of each rank, the least loaded on top.
+    let mut loads: BinaryHeap<Reverse<(u64, usize, usize)>> =
+        (0..world_size).map(|rank| Reverse((0, 0, rank))).collect();
     for index in longest_first {
-        if let Some((load, list)) = ranks.iter_mut().min_by_key(|(load, list)| (*load, list.len())) {
-            *load = load.saturating_add(costs[index]);
-            list.push(index);
-        }
+        let Some(mut least) = loads.peek_mut() else { break };
+        let Reverse((load, count, rank)) = *least;
+        *least = Reverse((load.saturating_add(costs[index]), count + 1, rank));
+        ranks[rank].push(index);
     }
-    ranks.iter_mut().for_each(|(_, list)| list.sort_unstable());
-    ranks.into_iter().map(|(_, list)| list).collect()
+    ranks.iter_mut().for_each(|list| list.sort_unstable());
+    ranks
 }

@@ -82,13 +82,14 @@ impl State {
     }
 
     pub(super) fn connected(&mut self, worker: WorkerId, now: u64, out: &mut Vec<Effect>) {
-        let Some(member) = self.members.get_mut(&worker) else { return };
-        if member.standing != Standing::Admitted {
+        if self.members.get(&worker).is_some_and(|member| member.standing != Standing::Admitted) {
             self.misbehaved(worker, "opened a second session", now, out);
             return;
         }
-        member.standing = Standing::Loading;
-        member.moved_at = now;
+        self.members.change(worker, |member| {
+            member.standing = Standing::Loading;
+            member.moved_at = now;
+        });
     }
 }
 

@@ -42,8 +42,6 @@ impl State {
         for other in active.ranks.iter().filter(|rank| **rank != worker) {
             out.push(Effect::Send { worker: *other, message: Message::CommunicatorId(id.clone()) });
         }
-        for member in self.members.values_mut() {
-            member.moved_at = now;
-        }
+        self.members.change_all(|member| member.moved_at = now);
     }
 }

@@ -41,7 +41,7 @@ impl State {
         };
         let engaged = self.members.get(&worker).is_some_and(Member::engaged);
         if engaged && failure.code.exit_code() == exit::FAILED {
-            self.members.remove(&worker);
+            self.members.remove(worker);
             out.push(Effect::Dismiss { worker, failure: failure.clone() });
             self.give_up(failure, out);
             return;
@@ -56,7 +56,7 @@ impl State {
 
     /// Removes a worker. The others go on without it.
     pub(super) fn lose(&mut self, worker: WorkerId, failure: Failure, now: u64, out: &mut Vec<Effect>) {
-        if self.members.remove(&worker).is_none() {
+        if self.members.remove(worker).is_none() {
             return;
         }
         out.push(Effect::Dismiss { worker, failure: failure.clone() });
@@ -89,10 +89,8 @@ impl State {
         }
         self.abort_generation(&failure.message, out);
         (self.generation, self.phase) = (None, Phase::Gathering);
-        for member in self.members.values_mut() {
-            // Time to come back.
-            member.moved_at = now;
-        }
+        // Time to come back.
+        self.members.change_all(|member| member.moved_at = now);
         self.gather(now, out);
     }
 

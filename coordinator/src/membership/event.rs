@@ -128,7 +128,8 @@ pub enum Event {
 
 impl Event {
     /// The worker that the event comes from.
-    pub(super) fn worker(&self) -> Option<WorkerId> {
+    #[must_use]
+    pub fn worker(&self) -> Option<WorkerId> {
         match self {
             Self::Connected { worker }
             | Self::Ready { worker, .. }

@@ -10,6 +10,9 @@ use super::{
 use ballast_proto::exit;
 use ballast_proto::v1::{Generation, GenerationFormed, Goodbye, StateSource, coordinator_message::Message};
 
+/// Workers that are named in a line about those who are waited for.
+const MOST_NAMED: usize = 4;
+
 /// The state that a generation starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Base {
@@ -65,27 +68,29 @@ impl State {
 
     /// What a generation has to wait for, in words; empty when it can form.
     fn missing(&mut self, now: u64) -> String {
-        let returning: Vec<String> =
-            self.members.iter().filter(|(_, m)| m.engaged()).map(|(worker, _)| self.label(*worker)).collect();
-        if !returning.is_empty() {
+        let census = self.members.census();
+        if census.engaged > 0 {
             // One of them may hold the newest state.
             self.enough_since = None;
-            return format!("{} to come back from the last generation", returning.join(", "));
+            return format!("{} to come back from the last generation", self.returning(census.engaged));
         }
-        let candidates = self.candidates();
-        if candidates.iter().any(|w| self.members[w].draining.is_some()) && self.all_draining() {
+        if census.draining == self.members.len() && !self.candidates().is_empty() {
             // They keep their places until a checkpoint has what they know, and nobody else can come meanwhile.
             return String::new();
         }
-        let (idle, loading) = (candidates.len(), self.members.values().filter(|m| !m.ready()).count());
-        let (least, wanted) = (self.settings.min_workers, self.settings.workers);
+        let (idle, may_begin) = if census.draining == 0 {
+            (census.idle, census.idle_veterans > 0)
+        } else {
+            let candidates = self.candidates();
+            (candidates.len(), candidates.iter().any(|worker| self.members[worker].veteran))
+        };
+        let (loading, least, wanted) = (census.loading, self.settings.min_workers, self.settings.workers);
         if idle < least {
             self.enough_since = None;
             return format!("{idle} of at least {least} workers are ready, {loading} are loading");
         }
         let since = *self.enough_since.get_or_insert(now);
         // Survivors do not wait: whoever comes later enters at the next step boundary.
-        let may_begin = candidates.iter().any(|worker| self.members[worker].veteran);
         if idle < wanted && !may_begin && now.saturating_sub(since) < self.settings.gather_ms {
             return format!("{idle} of {wanted} workers are ready; the rest has {} s", self.settings.gather_ms / 1000);
         }
@@ -107,8 +112,14 @@ impl State {
         idle().filter(|(w, m)| m.draining.is_none() || Some(**w) == bearer).map(|(worker, _)| *worker).collect()
     }
 
-    fn all_draining(&self) -> bool {
-        self.members.values().all(|member| member.draining.is_some())
+    /// Those who are to come back, by name where they are few.
+    fn returning(&self, count: usize) -> String {
+        if count > MOST_NAMED {
+            // The same words until they are few: each would else have all others told that one less is missing.
+            return format!("more than {MOST_NAMED} workers");
+        }
+        let labels = self.members.iter().filter(|(_, m)| m.engaged()).map(|(worker, _)| self.label(*worker));
+        labels.collect::<Vec<_>>().join(", ")
     }
 
     /// Whether nothing is lost with what a worker holds: others hold it too, or a checkpoint does, or it is not the newest.
@@ -170,25 +181,29 @@ impl State {
         let wanted = sources.contains(&StateSource::Peer)
             || (start_step == self.end_step() && self.checkpoint < Some(start_step));
         let hand_over = sources.iter().position(|source| *source == StateSource::Memory).filter(|_| wanted);
-        let ring_addresses: Vec<String> = ranks.iter().map(|w| self.members[w].ring_address.clone()).collect();
+        let world_size = u32::try_from(ranks.len()).unwrap_or(u32::MAX);
+        let address = |rank: usize| self.members[&ranks[rank % ranks.len()]].ring_address.clone();
         for (rank, (worker, source)) in ranks.iter().zip(sources).enumerate() {
             let formed = GenerationFormed {
                 generation: Some(id),
                 rank: u32::try_from(rank).unwrap_or(u32::MAX),
-                ring_addresses: ring_addresses.clone(),
+                world_size,
                 start_step,
                 state_source: source.into(),
                 transport: transport.into(),
                 hand_over: hand_over == Some(rank),
+                next_address: address(rank + 1),
+                previous_address: address(rank + ranks.len() - 1),
+                first_address: address(0),
             };
             out.push(Effect::Send { worker: *worker, message: Message::GenerationFormed(formed) });
         }
         for worker in &ranks {
-            if let Some(member) = self.members.get_mut(worker) {
+            self.members.change(*worker, |member| {
                 member.standing = Standing::Engaged { generation: id, applied: start_step };
                 member.veteran = true;
                 member.moved_at = now;
-            }
+            });
         }
         let words = format!("generation {id} formed: {} workers, after step {start_step}", ranks.len());
         out.push(note(Level::Info, words));
@@ -219,7 +234,8 @@ impl State {
         }
         let Some(active) = &self.generation else { return };
         if let Some(closing) = active.closing {
-            let back = active.ranks.iter().all(|w| self.members.get(w).is_some_and(Member::idle));
+            // All ranks are members, or else it would not train.
+            let back = self.members.census().engaged == 0;
             // The checkpoint of those who leave is on its way.
             let kept = !closing.checkpoint || self.checkpoint >= Some(closing.last_step);
             if back && kept && closing.last_step < self.end_step() {
@@ -262,11 +278,10 @@ impl State {
     }
 
     pub(super) fn draining(&mut self, worker: WorkerId, reason: String, now: u64, out: &mut Vec<Effect>) {
-        let Some(member) = self.members.get_mut(&worker) else { return };
-        if member.draining.is_some() {
+        if self.members.get(&worker).is_none_or(|member| member.draining.is_some()) {
             return;
         }
-        member.draining = Some(reason.clone());
+        self.members.change(worker, |member| member.draining = Some(reason.clone()));
         out.push(note(Level::Info, format!("{} wants to leave: {reason}", self.label(worker))));
         match self.phase {
             Phase::Gathering => self.gather(now, out),
@@ -281,19 +296,20 @@ impl State {
 
     /// Says goodbye to whoever wants to leave and can be spared: nothing that it knows is lost with it.
     pub(super) fn release_drained(&mut self, now: u64, out: &mut Vec<Effect>) {
-        let spared: Vec<WorkerId> = self
-            .members
-            .iter()
-            .filter(|(w, m)| m.draining.is_some() && self.can_be_spared(**w))
-            .map(|(w, _)| *w)
-            .collect();
+        let spared: Vec<WorkerId> = match self.members.census().draining {
+            0 => Vec::new(),
+            _ => {
+                let leaving = self.members.iter().filter(|(w, m)| m.draining.is_some() && self.can_be_spared(**w));
+                leaving.map(|(worker, _)| *worker).collect()
+            }
+        };
         for worker in spared {
             let Some(member) = self.members.get(&worker) else { continue };
             let reason = member.draining.clone().unwrap_or_default();
             out.push(note(Level::Info, format!("{} leaves: {reason}", self.label(worker))));
             let goodbye = Goodbye { reason, exit_code: exit::RETRY.into() };
             out.push(Effect::Send { worker, message: Message::Goodbye(goodbye) });
-            self.members.remove(&worker);
+            self.members.remove(worker);
             if self.phase == Phase::Evaluating {
                 out.push(Effect::Requeue { worker });
             }

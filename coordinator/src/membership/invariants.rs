@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 pub fn check(state: &State) -> Result<(), String> {
     let ensure = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
     ensure(state.members.len() <= state.settings.workers, "more members than the run has places")?;
+    ensure(state.members.census() == state.members.count(), "the members are not as many as are counted")?;
     ensure(state.members.keys().all(|w| *w < state.next_worker), "a member with an id not yet given out")?;
     ensure(state.committed <= state.recorded, "a step is committed before it was recorded")?;
     ensure(state.recorded <= state.settings.total_steps, "a step beyond the end of the run")?;

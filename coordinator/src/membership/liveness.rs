@@ -1,6 +1,9 @@
 //! Leases and standstill: who is gone without saying so.
 
-use super::{Effect, Phase, State, WorkerId, member::Standing};
+use super::{
+    Effect, Phase, State, WorkerId,
+    member::{Member, Standing},
+};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Heartbeat},
@@ -23,21 +26,23 @@ enum Fault {
 
 impl State {
     pub(super) fn heartbeat(&mut self, worker: WorkerId, heartbeat: Heartbeat, now: u64) {
-        let Some(member) = self.members.get_mut(&worker) else { return };
         let phase = heartbeat.phase();
-        if heartbeat.progress != member.progress || phase != member.phase {
-            member.progress = heartbeat.progress;
-            member.phase = phase;
-            member.moved_at = now;
-        }
+        self.members.change(worker, |member| {
+            if heartbeat.progress != member.progress || phase != member.phase {
+                member.progress = heartbeat.progress;
+                member.phase = phase;
+                member.moved_at = now;
+            }
+        });
     }
 
     pub(super) fn tick(&mut self, now: u64, out: &mut Vec<Effect>) {
         if self.is_over() {
             return;
         }
+        let moved = self.members.values().map(|m| m.moved_at).max().unwrap_or(now);
         let mut faults: Vec<(Fault, u64, WorkerId)> =
-            self.members.keys().filter_map(|worker| self.fault(*worker, now)).collect();
+            self.members.iter().filter_map(|(worker, member)| self.fault(*worker, member, moved, now)).collect();
         // The surest fault first, then the longest: the first loss of a training generation is the one that is named.
         faults.sort_unstable();
         for (fault, since, worker) in faults {
@@ -54,9 +59,8 @@ impl State {
         }
     }
 
-    /// What is wrong with a worker, and since when.
-    fn fault(&self, worker: WorkerId, now: u64) -> Option<(Fault, u64, WorkerId)> {
-        let member = self.members.get(&worker)?;
+    /// What is wrong with a worker, and since when; `moved` is when any of them last moved.
+    fn fault(&self, worker: WorkerId, member: &Member, moved: u64, now: u64) -> Option<(Fault, u64, WorkerId)> {
         let timeouts = &self.settings.timeouts;
         let over = |since: u64, limit: u64| now.saturating_sub(since) >= limit;
         let fault = |fault, since| Some((fault, since, worker));
@@ -83,7 +87,6 @@ impl State {
             }
             // Waiting for a slower rank is no fault, so a collective is stuck only when nobody at all moves.
             v1::Phase::Reduce if self.phase == Phase::Training => {
-                let moved = self.members.values().map(|m| m.moved_at).max().unwrap_or(now);
                 over(moved, timeouts.progress_ms).then_some((Fault::Stuck, member.moved_at, worker))
             }
             _ => None,

@@ -1,9 +1,10 @@
 //! Who trains: a pure state machine that decides about joins, leases, generations, commits and the end of the run.
 //!
-//! [`step`] takes the state, one event and the time, and returns the next state with the effects to carry out. It has no
-//! clock, no I/O and no randomness, and iterates only over ordered maps, so a sequence of events always has the same
+//! [`step`] takes the state, one event and the time, turns it into the next state, and returns the effects to carry out. It has
+//! no clock, no I/O and no randomness, and iterates only over ordered maps, so a sequence of events always has the same
 //! outcome. The shell in [`crate::server`] feeds it and carries out its effects in order. Every decision comes with a
-//! reason fit for a log line.
+//! reason fit for a log line. What comes from every worker all the time (heartbeats, reports, coming back) takes a time that
+//! does not grow with their number.
 //!
 //! ```text
 //!     +----------------- loss, join, leave ------------------+----------- nobody left ------------+
@@ -28,6 +29,7 @@ mod invariants;
 mod liveness;
 mod member;
 mod readiness;
+mod roster;
 mod state;
 mod training;
 
@@ -37,20 +39,22 @@ pub use state::{MemberStatus, Phase, Seat, Settings, State, WorkerId};
 
 /// Decides what follows from `event` at `now_ms`, a clock that never runs backwards.
 #[must_use]
-pub fn step(mut state: State, event: Event, now_ms: u64) -> (State, Vec<Effect>) {
+pub fn step(state: &mut State, event: Event, now_ms: u64) -> Vec<Effect> {
     let mut effects = Vec::new();
     state.apply(event, now_ms, &mut effects);
-    debug_assert_eq!(check(&state), Ok(()));
-    (state, effects)
+    debug_assert_eq!(check(state), Ok(()));
+    effects
 }
 
 impl State {
     fn apply(&mut self, event: Event, now: u64, out: &mut Vec<Effect>) {
         if let Some(worker) = event.worker() {
             // Messages of workers that are gone may still be under way; they decide nothing.
-            let Some(member) = self.members.get_mut(&worker) else { return };
+            if !self.members.contains_key(&worker) {
+                return;
+            }
             if !matches!(event, Event::Disconnected { .. }) {
-                member.seen_at = now;
+                self.members.change(worker, |member| member.seen_at = now);
             }
         }
         match event {

@@ -40,13 +40,13 @@ impl State {
         }
         let held = ready.held.and_then(|held| self.accept(worker, &held, known, out));
         let label = self.label(worker);
-        if let Some(member) = self.members.get_mut(&worker) {
+        self.members.change(worker, |member| {
             member.standing = Standing::Idle(held);
             member.moved_at = now;
             member.phase = v1::Phase::Waiting;
-        }
+        });
         if ready.left.is_none() {
-            let ready = self.members.values().filter(|m| m.ready()).count();
+            let ready = self.members.census().ready();
             let state = held.map_or_else(String::new, |held| format!(", with the state of step {}", held.step));
             out.push(note(Level::Info, format!("{label} is ready{state} ({ready} of {})", self.settings.workers)));
         }

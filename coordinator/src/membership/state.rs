@@ -1,6 +1,6 @@
 //! What the membership knows.
 
-use super::{Outcome, StepTotals, member::Member};
+use super::{Outcome, StepTotals, member::Member, roster::Roster};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Generation, NumericsFingerprint, StepReport, Timeouts, Transport},
@@ -66,7 +66,7 @@ pub enum Phase {
 pub struct State {
     pub(super) settings: Settings,
     pub(super) phase: Phase,
-    pub(super) members: BTreeMap<WorkerId, Member>,
+    pub(super) members: Roster,
     pub(super) next_worker: WorkerId,
     pub(super) numerics: Option<NumericsFingerprint>,
     /// Number of the newest generation.
@@ -107,7 +107,7 @@ pub struct State {
 #[derive(Clone, Debug)]
 pub(super) struct ActiveGeneration {
     pub(super) id: Generation,
-    /// Workers in rank order.
+    /// Workers in rank order, which is that of admission.
     pub(super) ranks: Vec<WorkerId>,
     /// Steps applied to the state that it started from.
     pub(super) start_step: u64,
@@ -131,7 +131,7 @@ pub(super) struct Closing {
 
 impl ActiveGeneration {
     pub(super) fn rank_of(&self, worker: WorkerId) -> Option<usize> {
-        self.ranks.iter().position(|w| *w == worker)
+        self.ranks.binary_search(&worker).ok()
     }
 }
 
@@ -167,7 +167,7 @@ impl State {
     pub fn new(settings: Settings) -> Self {
         Self {
             phase: Phase::Gathering,
-            members: BTreeMap::new(),
+            members: Roster::default(),
             next_worker: 1,
             numerics: settings.numerics.clone(),
             last_generation: settings.last_generation,
@@ -289,12 +289,28 @@ impl State {
 
     /// Everyone admitted, in order of admission.
     pub fn members(&self) -> impl Iterator<Item = MemberStatus> + '_ {
-        self.members.iter().map(|(worker, member)| MemberStatus {
-            worker: *worker,
+        self.members.iter().map(|(worker, member)| self.status(*worker, member))
+    }
+
+    /// One worker, if it is a member.
+    #[must_use]
+    pub fn member(&self, worker: WorkerId) -> Option<MemberStatus> {
+        self.members.get(&worker).map(|member| self.status(worker, member))
+    }
+
+    fn status(&self, worker: WorkerId, member: &Member) -> MemberStatus {
+        MemberStatus {
+            worker,
             name: member.name.clone(),
             ready: member.ready(),
-            rank: self.generation.as_ref().and_then(|g| g.rank_of(*worker)),
-        })
+            rank: self.generation.as_ref().and_then(|g| g.rank_of(worker)),
+        }
+    }
+
+    /// How many of the members are ready.
+    #[must_use]
+    pub fn ready_members(&self) -> usize {
+        self.members.census().ready()
     }
 
     /// Whether a worker is a member.

@@ -3,6 +3,7 @@
 mod communicator;
 mod elastic;
 mod histories;
+mod many;
 mod scenarios;
 mod simulation;
 
@@ -96,9 +97,9 @@ impl Run {
     }
 
     pub(super) fn feed(&mut self, event: Event) -> &[Effect] {
-        let (state, effects) = step(self.state.clone(), event.clone(), self.now);
-        check(&state).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
-        self.trace.observe(&state, &effects).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
+        let effects = step(&mut self.state, event.clone(), self.now);
+        check(&self.state).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
+        self.trace.observe(&self.state, &effects).unwrap_or_else(|broken| panic!("{broken}, after {event:?}"));
         for effect in &effects {
             match effect {
                 Effect::Persist(commit) => drop(self.ledger.insert(commit.step, commit.state_sha256.clone())),
@@ -106,7 +107,6 @@ impl Run {
                 _ => {}
             }
         }
-        self.state = state;
         self.last = effects;
         &self.last
     }

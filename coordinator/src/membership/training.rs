@@ -59,10 +59,10 @@ impl State {
             self.fail(Failure::new(ErrorCode::NonFinite, message), out);
             return;
         }
-        if let Some(member) = self.members.get_mut(&worker) {
+        self.members.change(worker, |member| {
             member.standing = Standing::Engaged { generation, applied: report.step };
             member.moved_at = now;
-        }
+        });
         self.reports.entry(report.step).or_default().insert(worker, report);
         self.record_agreed_steps(out);
     }
@@ -73,7 +73,9 @@ impl State {
         loop {
             let step = self.recorded + 1;
             let (Some(active), Some(reports)) = (&self.generation, self.reports.get(&step)) else { return };
-            if !active.ranks.iter().all(|worker| reports.contains_key(worker)) || !self.record(step, out) {
+            // Each rank must have reported, which need not be looked at before so many reports are there.
+            let all = reports.len() >= active.ranks.len() && active.ranks.iter().all(|rank| reports.contains_key(rank));
+            if !all || !self.record(step, out) {
                 return;
             }
         }
@@ -162,20 +164,21 @@ impl State {
 /// The report that all agree on, or those who stand apart: whoever is outside the largest group of equals (all of them when no
 /// group is larger than every other).
 fn agreement(reports: &BTreeMap<WorkerId, StepReport>) -> Result<&StepReport, Vec<WorkerId>> {
-    let same =
-        |a: &StepReport, b: &StepReport| a.state_sha256 == b.state_sha256 && a.loss.to_bits() == b.loss.to_bits();
-    let group = |report: &StepReport| reports.values().filter(|other| same(report, other)).count();
-    let largest = reports.values().map(&group).max().unwrap_or(0);
-    let first = reports.values().find(|r| group(r) == largest);
-    match first {
-        Some(report) if largest == reports.len() => Ok(report),
-        Some(report) => {
-            let apart = reports.iter().filter(|(_, r)| !same(report, r)).map(|(worker, _)| *worker).collect();
-            let rivals = reports.values().any(|r| !same(report, r) && group(r) == largest);
-            Err(if rivals { reports.keys().copied().collect() } else { apart })
-        }
-        None => Err(Vec::new()),
+    let mut groups: BTreeMap<(&[u8], u64), Vec<WorkerId>> = BTreeMap::new();
+    for (worker, report) in reports {
+        groups.entry((&report.state_sha256, report.loss.to_bits())).or_default().push(*worker);
     }
+    if groups.len() == 1
+        && let Some(report) = reports.values().next()
+    {
+        return Ok(report);
+    }
+    let largest = groups.values().map(Vec::len).max().unwrap_or(0);
+    let rivals = groups.values().filter(|group| group.len() == largest).count() > 1;
+    let mut apart: Vec<WorkerId> =
+        groups.into_values().filter(|group| rivals || group.len() < largest).flatten().collect();
+    apart.sort_unstable();
+    Err(apart)
 }
 
 fn commit(report: &StepReport, reports: &BTreeMap<WorkerId, StepReport>) -> Commit {

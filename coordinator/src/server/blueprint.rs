@@ -1,5 +1,6 @@
 //! All that follows from the run file, the base model and the prepared set before anyone joins.
 
+use super::steps::{Shares, Step, Steps};
 use crate::{
     checkpoint::{AdapterConfig, AdapterShapes, Identity, RunRecord},
     config::{self, Resolved, RunFile},
@@ -108,8 +109,10 @@ pub(super) struct Blueprint {
     pub(super) run: RunFile,
     pub(super) model: ModelInfo,
     pub(super) data: RunData,
-    pub(super) plan: Plan,
+    steps: Steps,
     pub(super) total_steps: u64,
+    /// Tokens that no micro-batch of the run exceeds.
+    largest_micro_batch_tokens: u64,
     pub(super) targets: Vec<String>,
     pub(super) shapes: AdapterShapes,
     pub(super) adapter_config: AdapterConfig,
@@ -161,7 +164,8 @@ impl Blueprint {
             run,
             model,
             data,
-            plan,
+            largest_micro_batch_tokens: plan.largest_micro_batch_tokens(),
+            steps: Steps::new(plan),
             total_steps,
             targets,
             binary_sha256,
@@ -235,7 +239,7 @@ impl Blueprint {
             collective: self.collective().into(),
             workers: self.run.cluster.workers,
             activation_checkpointing: train.activation_checkpointing,
-            largest_micro_batch_tokens: self.plan.largest_micro_batch_tokens(),
+            largest_micro_batch_tokens: self.largest_micro_batch_tokens,
         }
     }
 
@@ -275,13 +279,17 @@ impl Blueprint {
 
     /// Token counts of a step, over all ranks.
     pub(super) fn totals(&self, step: u64) -> Option<StepTotals> {
-        let plan = self.plan.step(step)?;
-        let samples = plan.micro_batches.iter().flatten().filter_map(|sample| self.data.samples.get(*sample as usize));
-        let zero = StepTotals { loss_tokens: 0, tokens: 0 };
-        Some(samples.fold(zero, |sum, sample| StepTotals {
-            loss_tokens: sum.loss_tokens + loss_tokens(sample),
-            tokens: sum.tokens + sample.token_ids.len() as u64,
-        }))
+        Some(self.step(step)?.totals)
+    }
+
+    /// A step of the plan; `None` outside the run.
+    pub(super) fn step(&self, step: u64) -> Option<Arc<Step>> {
+        self.steps.step(step, &self.data.samples)
+    }
+
+    /// How the micro-batches of a step are divided among so many ranks.
+    pub(super) fn shares(&self, number: u64, step: &Step, world_size: usize) -> Option<Arc<Shares>> {
+        self.steps.shares(number, step, world_size)
     }
 
     /// Whether a checkpoint follows a step: every `checkpoint.every` steps, and at the end.
@@ -289,10 +297,6 @@ impl Blueprint {
         let every = self.run.checkpoint.every;
         step == self.total_steps || (every > 0 && step.is_multiple_of(every))
     }
-}
-
-fn loss_tokens(sample: &Sequence) -> u64 {
-    sample.loss.iter().map(|range| u64::from(range.end.saturating_sub(range.start))).sum()
 }
 
 /// A warning when some workers never get anything to do.

@@ -190,6 +190,8 @@ impl Control {
     }
 
     fn handle(&mut self, command: Command) {
+        // They come all the time, and lead to no task.
+        let heartbeat = matches!(command, Command::Event(Event::Heartbeat { .. }));
         match command {
             Command::Event(event) => self.feed(event),
             Command::Ready(worker, ready) => {
@@ -241,7 +243,9 @@ impl Control {
                 let _ = reply.send(answer);
             }
         }
-        self.serve_waiting();
+        if !heartbeat {
+            self.serve_waiting();
+        }
     }
 
     fn known(&self, ready: &Ready) -> KnownStep {
@@ -273,7 +277,7 @@ impl Control {
     }
 
     fn open(&mut self, worker: WorkerId, session: Session) -> Result<(), Failure> {
-        if !self.state.members().any(|m| m.worker == worker) {
+        if !self.state.is_member(worker) {
             let message = format!("worker {worker} is not a member of this run: join again");
             return Err(Failure::new(ErrorCode::UnknownWorker, message));
         }
@@ -352,14 +356,13 @@ impl Control {
     /// One transition, and what people see of it.
     fn decide(&mut self, event: Event) -> Vec<Effect> {
         let now = u64::try_from(self.started_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // The loop is the only owner and the transition consumes what it replaces; the clone is of a few small maps.
-        let (state, effects) = membership::step(self.state.clone(), event, now);
-        self.display.transition(&self.state, &state, &effects);
-        if state.generation() != self.state.generation() {
+        let (subject, generation) = (event.worker(), self.state.generation());
+        let effects = membership::step(&mut self.state, event, now);
+        self.display.transition(&self.state, subject, &effects);
+        if self.state.generation() != generation {
             // The first step of a generation is timed from here.
             self.last_step_at = Instant::now();
         }
-        self.state = state;
         self.view.send_if_modified(|view| {
             let next = View::of(&self.state);
             std::mem::replace(view, next) != next
@@ -422,9 +425,10 @@ impl Control {
     }
 
     fn persist(&mut self, commit: Commit) {
-        let plan = self.blueprint.plan.step(commit.step);
+        let step = self.blueprint.step(commit.step);
+        let plan = step.as_ref().map(|step| &step.plan);
         let (data_epoch, samples) =
-            plan.map(|p| (p.epoch, SampleSet::new(p.micro_batches.into_iter().flatten()))).unwrap_or_default();
+            plan.map(|p| (p.epoch, SampleSet::new(p.micro_batches.iter().flatten().copied()))).unwrap_or_default();
         let Some(samples) = samples else {
             let message = format!("the plan has a sample twice in step {}", commit.step);
             self.feed(Event::Failed(Failure::new(ErrorCode::Internal, message)));

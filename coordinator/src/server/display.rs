@@ -5,15 +5,11 @@ use super::{
     progress::{Progress, RunEvent, RunPhase},
 };
 use crate::{
-    membership::{Effect, Phase, State},
+    membership::{Effect, Phase, State, WorkerId},
     report::Checkpoints,
 };
-use ballast_proto::v1::coordinator_message::Message;
-use std::{
-    collections::{BTreeMap, VecDeque},
-    path::PathBuf,
-    time::Duration,
-};
+use ballast_proto::v1::{Generation, coordinator_message::Message};
+use std::{collections::VecDeque, path::PathBuf, time::Duration};
 use tokio::{
     sync::{broadcast, watch},
     time::Instant,
@@ -28,12 +24,16 @@ pub(super) struct Display {
     progress: watch::Sender<Progress>,
     /// Seconds and tokens of the last steps.
     recent: VecDeque<(f64, u64)>,
+    /// What was shown last: the generation, and whether a stop was asked for.
+    generation: Option<Generation>,
+    stopping: bool,
     pub(super) evaluation_began: Option<Instant>,
 }
 
 impl Display {
     pub(super) fn new(events: broadcast::Sender<RunEvent>, progress: watch::Sender<Progress>) -> Self {
-        Self { events, progress, recent: VecDeque::new(), evaluation_began: None }
+        let (recent, generation) = (VecDeque::new(), None);
+        Self { events, progress, recent, generation, stopping: false, evaluation_began: None }
     }
 
     /// Tells everyone. Nobody listening is fine.
@@ -82,68 +82,93 @@ impl Display {
         self.evaluation_began.map(|began| began.elapsed())
     }
 
-    /// What changed between two states.
-    pub(super) fn transition(&mut self, before: &State, after: &State, effects: &[Effect]) {
-        let old: BTreeMap<_, _> = before.members().map(|m| (m.worker, m)).collect();
-        let new: BTreeMap<_, _> = after.members().map(|m| (m.worker, m)).collect();
-        let wanted = self.progress.borrow().workers_wanted;
-        let ready = new.values().filter(|m| m.ready).count();
-        for member in new.values() {
-            let (worker, name) = (member.worker, member.name.clone());
-            let known = old.get(&worker);
-            if known.is_none() {
-                self.emit(RunEvent::WorkerJoined { worker, name: name.clone() });
-            }
-            if member.ready && known.is_some_and(|m| !m.ready) {
-                self.emit(RunEvent::WorkerReady { worker, name, ready, wanted });
-            }
+    /// Shows what a transition has changed: an event of the worker `subject`, if of one, led to `effects` and the state `after`.
+    pub(super) fn transition(&mut self, after: &State, subject: Option<WorkerId>, effects: &[Effect]) {
+        let generation = after.generation();
+        let regrouped = std::mem::replace(&mut self.generation, generation) != generation;
+        // Nobody else's place changes, but with the generation. To look at everyone at every event would be most of the work of a
+        // large run.
+        if let Some(worker) = subject {
+            self.member(after, worker);
         }
-        // When the run is over everyone goes home: that is no loss.
-        let over = matches!(before.phase(), Phase::Over(_));
         for effect in effects {
-            if let Effect::Dismiss { worker, failure } = effect
-                && !over
-                && let Some(member) = old.get(worker)
-            {
-                let (name, reason) = (member.name.clone(), failure.message.clone());
-                self.emit(RunEvent::WorkerLost { worker: *worker, name, reason });
+            match effect {
+                Effect::Admit { worker } => self.member(after, *worker),
+                Effect::Dismiss { worker, failure } => self.gone(*worker, Some(&failure.message)),
+                Effect::Send { worker, message: Message::Goodbye(_) } if !after.is_member(*worker) => {
+                    self.gone(*worker, None);
+                }
+                _ => {}
             }
         }
         if let Some(reason) = broken(after, effects) {
             self.emit(RunEvent::Warning { message: reason.to_owned() });
         }
-        if before.generation() != after.generation()
-            && let Some(generation) = after.generation()
-        {
+        if regrouped {
+            self.progress(|p| p.workers = after.members().collect());
+        }
+        if let Some(generation) = generation.filter(|_| regrouped) {
             let (world_size, start_step) = (after.world_size(), after.generation_start());
             self.emit(RunEvent::GenerationFormed { generation: generation.to_string(), world_size, start_step });
         }
-        if before.waiting() != after.waiting() && !after.waiting().is_empty() {
-            self.emit(RunEvent::Waiting { reason: after.waiting().to_owned() });
+        let waiting = (*self.progress.borrow().waiting != *after.waiting()).then(|| after.waiting().to_owned());
+        if let Some(reason) = waiting.clone().filter(|reason| !reason.is_empty()) {
+            self.emit(RunEvent::Waiting { reason });
         }
-        if before.stopping().is_none()
-            && let Some(reason) = after.stopping()
+        if let Some(reason) = after.stopping()
+            && !std::mem::replace(&mut self.stopping, true)
         {
             self.emit(RunEvent::Stopping { reason: reason.to_owned() });
         }
-        if before.phase() != after.phase() && *after.phase() == Phase::Evaluating {
-            self.evaluation_began = Some(Instant::now());
-        }
         self.progress.send_if_modified(|p| {
-            let next = Progress {
-                phase: match after.phase() {
-                    Phase::Gathering => RunPhase::Gathering,
-                    Phase::Training => RunPhase::Training,
-                    Phase::Evaluating => RunPhase::Evaluating,
-                    Phase::Over(_) => RunPhase::Over,
-                },
-                step: after.committed(),
-                checkpoint: after.checkpoint(),
-                waiting: after.waiting().to_owned(),
-                workers: new.into_values().collect(),
-                ..p.clone()
-            };
-            std::mem::replace(p, next.clone()) != next
+            let phase = phase(after);
+            if phase == RunPhase::Evaluating && p.phase != phase {
+                self.evaluation_began = Some(Instant::now());
+            }
+            let changed =
+                waiting.is_some() || (p.phase, p.step, p.checkpoint) != (phase, after.committed(), after.checkpoint());
+            (p.phase, p.step, p.checkpoint) = (phase, after.committed(), after.checkpoint());
+            if let Some(waiting) = waiting {
+                p.waiting = waiting;
+            }
+            changed
+        });
+        debug_assert!(after.members().eq(self.progress.borrow().workers.iter().cloned()), "not the members are shown");
+    }
+
+    /// Shows a worker that has come, or is ready.
+    fn member(&self, after: &State, worker: WorkerId) {
+        let now = after.member(worker);
+        self.progress.send_if_modified(|p| {
+            let place = p.workers.binary_search_by_key(&worker, |member| member.worker);
+            match (place, now) {
+                (Err(place), Some(now)) => {
+                    self.emit(RunEvent::WorkerJoined { worker, name: now.name.clone() });
+                    p.workers.insert(place, now);
+                }
+                (Ok(place), Some(now)) if p.workers[place] != now => {
+                    if now.ready && !p.workers[place].ready {
+                        let (ready, wanted) = (after.ready_members(), p.workers_wanted);
+                        self.emit(RunEvent::WorkerReady { worker, name: now.name.clone(), ready, wanted });
+                    }
+                    p.workers[place] = now;
+                }
+                _ => return false,
+            }
+            true
+        });
+    }
+
+    /// Shows that a worker is gone; `lost` is why, where that is a loss.
+    fn gone(&self, worker: WorkerId, lost: Option<&str>) {
+        self.progress.send_if_modified(|p| {
+            let Ok(place) = p.workers.binary_search_by_key(&worker, |member| member.worker) else { return false };
+            let name = p.workers.remove(place).name;
+            // When the run is over everyone goes home: that is no loss.
+            if let Some(reason) = lost.filter(|_| p.phase != RunPhase::Over) {
+                self.emit(RunEvent::WorkerLost { worker, name, reason: reason.to_owned() });
+            }
+            true
         });
     }
 
@@ -173,6 +198,15 @@ impl Display {
             seconds: metrics.seconds,
             recomputed: metrics.recomputed,
         });
+    }
+}
+
+fn phase(state: &State) -> RunPhase {
+    match state.phase() {
+        Phase::Gathering => RunPhase::Gathering,
+        Phase::Training => RunPhase::Training,
+        Phase::Evaluating => RunPhase::Evaluating,
+        Phase::Over(_) => RunPhase::Over,
     }
 }
 

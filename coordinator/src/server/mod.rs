@@ -32,6 +32,7 @@ mod saving;
 mod serve;
 mod session;
 mod shards;
+mod steps;
 mod transfer;
 mod untrusted;
 mod visitor;

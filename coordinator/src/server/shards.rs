@@ -5,7 +5,7 @@ use super::{
     control::View,
     link::{Link, ended},
 };
-use crate::{data::plan::assign, membership::Seat};
+use crate::membership::Seat;
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{Generation, MicroBatch, ShardRequest, StepShard, data_server::Data},
@@ -80,9 +80,9 @@ fn shard(
     seen: View,
 ) -> Result<StepShard, Failure> {
     let missing = || Failure::new(ErrorCode::Internal, format!("the plan has no step {step}"));
-    let plan = blueprint.plan.step(step).ok_or_else(missing)?;
-    let totals = blueprint.totals(step).ok_or_else(missing)?;
-    let shares = assign(&blueprint.plan.costs(&plan), seat.world_size);
+    let planned = blueprint.step(step).ok_or_else(missing)?;
+    let (plan, totals) = (&planned.plan, planned.totals);
+    let shares = blueprint.shares(step, &planned, seat.world_size).ok_or_else(missing)?;
     // A sample that is left out silently would still stand in the ledger as trained.
     let lost = |sample: u32| {
         Failure::new(ErrorCode::Internal, format!("step {step} trains sample {sample}, which is not there"))

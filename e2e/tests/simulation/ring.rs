@@ -1,4 +1,4 @@
-//! How stand-ins sum up: every rank sends its part to every other.
+//! How stand-ins sum up: the parts of all ranks go around the ring.
 
 use ballast_proto::v1::Generation;
 use ballast_worker::collective::{CollectiveError, Peer, RingConfig, RingPlace};
@@ -15,7 +15,7 @@ use turmoil::net::{TcpListener, TcpStream};
 /// What a rank adds to a step.
 pub(crate) type Part = [i64; 4];
 
-/// Bytes of a message: epoch, number, step, rank, part.
+/// Bytes of a message: epoch, number, step, whose part it is, the part.
 const MESSAGE: usize = 8 * 8;
 /// Pause between attempts to reach a rank.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -29,9 +29,10 @@ pub(crate) struct Mailbox {
 
 #[derive(Default)]
 struct Inner {
-    parts: BTreeMap<(Generation, u64), BTreeMap<usize, Part>>,
-    /// Ranks whose connection broke.
-    broken: BTreeSet<(Generation, usize)>,
+    /// By generation, step, and the rank whose it is.
+    parts: BTreeMap<(Generation, u64, usize), Part>,
+    /// Generations in which the connection with the previous rank broke.
+    broken: BTreeSet<Generation>,
 }
 
 impl Mailbox {
@@ -59,9 +60,9 @@ impl Mailbox {
             let (words, _) = message.as_chunks::<8>();
             let word = |at: usize| u64::from_le_bytes(words[at]);
             let (generation, step, rank) = (Generation::new(word(0), word(1)), word(2), word(3) as usize);
-            sender = Some((generation, rank));
+            sender = Some(generation);
             let part = [4, 5, 6, 7].map(|at| i64::from_le_bytes(words[at]));
-            self.inner().parts.entry((generation, step)).or_default().insert(rank, part);
+            self.inner().parts.insert((generation, step, rank), part);
             self.changed.notify_waiters();
         }
         if let Some(sender) = sender {
@@ -71,59 +72,39 @@ impl Mailbox {
     }
 }
 
-/// The ranks of a generation, met.
+/// The neighbours of a rank in its generation, met.
 pub(crate) struct Ranks {
     place: RingPlace,
     aborted: CancellationToken,
     mailbox: Mailbox,
-    outgoing: Vec<(usize, TcpStream)>,
+    next: TcpStream,
 }
 
 impl Ranks {
-    /// Reaches all of them.
+    /// Reaches the next one; the previous one reaches this one's mailbox.
     pub(crate) async fn meet(place: RingPlace, mailbox: Mailbox) -> Result<Self, CollectiveError> {
         let aborted = CancellationToken::new();
         let told = aborted.clone();
         place.abort.on_abort(move |_| told.cancel());
-        let mut ranks = Self { place, aborted, mailbox, outgoing: Vec::new() };
-        let generation = ranks.config().generation;
-        ranks.mailbox.inner().parts.retain(|(of, _), _| *of >= generation);
-        ranks.mailbox.inner().broken.retain(|(of, _)| *of >= generation);
-        let deadline = Instant::now() + ranks.config().timeout;
-        let (own, world_size) = (ranks.config().rank, ranks.config().addresses.len());
-        for rank in (0..world_size).filter(|rank| *rank != own) {
-            let address = ranks.config().addresses[rank].clone();
-            let reach = async {
-                loop {
-                    match TcpStream::connect(address.as_str()).await {
-                        Ok(stream) => return stream,
-                        Err(_) => sleep(AGAIN).await,
-                    }
+        let RingConfig { generation, timeout, .. } = place.config;
+        mailbox.inner().parts.retain(|(of, ..), _| *of >= generation);
+        mailbox.inner().broken.retain(|of| *of >= generation);
+        let reach = async {
+            loop {
+                match TcpStream::connect(place.config.next_address.as_str()).await {
+                    Ok(stream) => return stream,
+                    Err(_) => sleep(AGAIN).await,
                 }
-            };
-            let reached = tokio::select! {
-                biased;
-                () = ranks.aborted.cancelled() => return Err(ranks.abort()),
-                reached = timeout_at(deadline, reach) => reached,
-            };
-            let late = |_| CollectiveError::TimedOut { peer: ranks.peer(rank), waited: ranks.config().timeout };
-            let stream = reached.map_err(late)?;
-            ranks.place.progress.tick();
-            ranks.outgoing.push((rank, stream));
-        }
-        Ok(ranks)
-    }
-
-    fn config(&self) -> &RingConfig {
-        &self.place.config
-    }
-
-    fn peer(&self, rank: usize) -> Peer {
-        Peer { rank, address: self.config().addresses[rank].clone() }
-    }
-
-    fn abort(&self) -> CollectiveError {
-        self.place.abort.reason().unwrap_or(CollectiveError::Broken)
+            }
+        };
+        let reached = tokio::select! {
+            biased;
+            () = aborted.cancelled() => return Err(place.abort.reason().unwrap_or(CollectiveError::Broken)),
+            reached = timeout_at(Instant::now() + timeout, reach) => reached,
+        };
+        let next = reached.map_err(|_| CollectiveError::TimedOut { peer: next(&place.config), waited: timeout })?;
+        place.progress.tick();
+        Ok(Self { place, aborted, mailbox, next })
     }
 
     /// The sum of all ranks' parts of a step.
@@ -131,50 +112,56 @@ impl Ranks {
         let aborted = self.aborted.clone();
         tokio::select! {
             biased;
-            () = aborted.cancelled() => Err(self.abort()),
-            summed = self.exchange(step, own) => summed,
+            () = aborted.cancelled() => Err(self.place.abort.reason().unwrap_or(CollectiveError::Broken)),
+            summed = self.pass_around(step, own) => summed,
         }
     }
 
-    async fn exchange(&mut self, step: u64, own: Part) -> Result<Part, CollectiveError> {
-        let RingConfig { generation, rank, timeout, .. } = *self.config();
+    /// Every part goes once around, from neighbour to neighbour.
+    async fn pass_around(&mut self, step: u64, own: Part) -> Result<Part, CollectiveError> {
+        let RingConfig { generation, rank, world_size, timeout, .. } = self.place.config;
         let deadline = Instant::now() + timeout;
-        let mut message = Vec::with_capacity(MESSAGE);
-        [generation.epoch, generation.number, step, rank as u64]
-            .iter()
-            .for_each(|word| message.extend_from_slice(&word.to_le_bytes()));
-        own.iter().for_each(|word| message.extend_from_slice(&word.to_le_bytes()));
-        for at in 0..self.outgoing.len() {
-            let (rank, stream) = &mut self.outgoing[at];
-            let (rank, sent) = (*rank, stream.write_all(&message).await);
-            sent.map_err(|source| CollectiveError::Disconnected { peer: self.peer(rank), source })?;
-        }
-        let mut sum = own;
-        for rank in (0..self.config().addresses.len()).filter(|other| *other != rank) {
-            let part = self.part((generation, step), rank, deadline).await?;
-            sum.iter_mut().zip(part).for_each(|(sum, part)| *sum = sum.wrapping_add(part));
+        let (mut sum, mut passed) = (own, own);
+        for distance in 1..world_size {
+            // Whose part this is.
+            let of = (rank + world_size + 1 - distance) % world_size;
+            let mut message = Vec::with_capacity(MESSAGE);
+            let address = [generation.epoch, generation.number, step, of as u64];
+            address.iter().for_each(|word| message.extend_from_slice(&word.to_le_bytes()));
+            passed.iter().for_each(|word| message.extend_from_slice(&word.to_le_bytes()));
+            let sent = self.next.write_all(&message).await;
+            sent.map_err(|source| CollectiveError::Disconnected { peer: next(&self.place.config), source })?;
+            let of = (rank + world_size - distance) % world_size;
+            passed = self.part((generation, step, of), deadline).await?;
+            sum.iter_mut().zip(passed).for_each(|(sum, part)| *sum = sum.wrapping_add(part));
             self.place.progress.tick();
         }
         Ok(sum)
     }
 
-    async fn part(&self, step: (Generation, u64), rank: usize, deadline: Instant) -> Result<Part, CollectiveError> {
+    async fn part(&self, which: (Generation, u64, usize), deadline: Instant) -> Result<Part, CollectiveError> {
+        let RingConfig { rank, world_size, timeout, ref previous_address, .. } = self.place.config;
+        let previous = || Peer { rank: (rank + world_size - 1) % world_size, address: previous_address.clone() };
         loop {
             let changed = self.mailbox.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             {
                 let inner = self.mailbox.inner();
-                if let Some(part) = inner.parts.get(&step).and_then(|parts| parts.get(&rank)) {
+                if let Some(part) = inner.parts.get(&which) {
                     return Ok(*part);
                 }
-                if inner.broken.contains(&(step.0, rank)) {
+                if inner.broken.contains(&which.0) {
                     let source = io::ErrorKind::ConnectionReset.into();
-                    return Err(CollectiveError::Disconnected { peer: self.peer(rank), source });
+                    return Err(CollectiveError::Disconnected { peer: previous(), source });
                 }
             }
-            let late = |_| CollectiveError::TimedOut { peer: self.peer(rank), waited: self.config().timeout };
+            let late = |_| CollectiveError::TimedOut { peer: previous(), waited: timeout };
             timeout_at(deadline, changed).await.map_err(late)?;
         }
     }
+}
+
+fn next(config: &RingConfig) -> Peer {
+    Peer { rank: (config.rank + 1) % config.world_size, address: config.next_address.clone() }
 }

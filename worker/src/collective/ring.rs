@@ -26,8 +26,12 @@ pub struct RingConfig {
     pub generation: Generation,
     /// This process's position.
     pub rank: usize,
-    /// Ring addresses (`host:port`) in rank order, at least two.
-    pub addresses: Vec<String>,
+    /// Ranks in the ring, at least two.
+    pub world_size: usize,
+    /// Ring address (`host:port`) of the rank after this one.
+    pub next_address: String,
+    /// Of the one before it.
+    pub previous_address: String,
     /// Longest time for the handshake, and for one reduction, waiting for slower ranks included.
     pub timeout: Duration,
     /// How long a neighbour's machine may be out of reach.
@@ -126,7 +130,7 @@ impl TcpRing {
         op: impl Fn(E, E) -> E + Copy,
     ) -> Result<(), CollectiveError> {
         let deadline = Instant::now() + self.timeout;
-        let schedule = Schedule::new(values.len(), self.place.addresses.len(), self.place.rank, self.chunk);
+        let schedule = Schedule::new(values.len(), self.place.world_size, self.place.rank, self.chunk);
         let total = values.len();
         let header = |round, part: &Range<usize>| {
             let bytes = E::BYTES * part.len();
@@ -184,7 +188,7 @@ impl Collective for TcpRing {
     }
 
     fn world_size(&self) -> usize {
-        self.place.addresses.len()
+        self.place.world_size
     }
 
     fn all_reduce_sum(&mut self, values: &mut [i64]) -> Result<(), CollectiveError> {
@@ -206,35 +210,35 @@ pub(super) struct Place {
     run: u64,
     generation: Generation,
     pub(super) rank: usize,
-    addresses: Vec<String>,
+    world_size: usize,
+    next: Peer,
+    previous: Peer,
 }
 
 impl Place {
     fn new(config: RingConfig) -> Result<Self, CollectiveError> {
-        let RingConfig { run_id, generation, rank, addresses, .. } = config;
-        if addresses.len() < 2 || rank >= addresses.len() {
-            return Err(CollectiveError::Setup(format!("rank {rank} in a world of {}", addresses.len())));
+        let RingConfig { run_id, generation, rank, world_size, next_address, previous_address, .. } = config;
+        if world_size < 2 || rank >= world_size {
+            return Err(CollectiveError::Setup(format!("rank {rank} in a world of {world_size}")));
         }
-        Ok(Self { run: run_hash(&run_id), generation, rank, addresses })
+        let next = Peer { rank: (rank + 1) % world_size, address: next_address };
+        let previous = Peer { rank: (rank + world_size - 1) % world_size, address: previous_address };
+        Ok(Self { run: run_hash(&run_id), generation, rank, world_size, next, previous })
     }
 
     /// The neighbour that this rank sends to.
     pub(super) fn next(&self) -> Peer {
-        self.peer((self.rank + 1) % self.addresses.len())
+        self.next.clone()
     }
 
     /// The neighbour that this rank receives from.
     pub(super) fn previous(&self) -> Peer {
-        self.peer((self.rank + self.addresses.len() - 1) % self.addresses.len())
-    }
-
-    fn peer(&self, rank: usize) -> Peer {
-        Peer { rank, address: self.addresses[rank].clone() }
+        self.previous.clone()
     }
 
     /// A frame of the handshake, as `rank` sends it.
     pub(super) fn greeting(&self, kind: Kind, rank: usize) -> Header {
-        self.header(kind, 0, 0, self.addresses.len(), rank, 0)
+        self.header(kind, 0, 0, self.world_size, rank, 0)
     }
 
     fn header(&self, kind: Kind, sequence: u64, round: usize, total: usize, offset: usize, bytes: usize) -> Header {

@@ -21,11 +21,15 @@ fn listener() -> (TcpListener, String) {
 }
 
 fn config(rank: usize, addresses: &[String]) -> RingConfig {
+    let world_size = addresses.len();
+    let address = |rank: usize| rank.checked_rem(world_size).map_or_else(String::new, |rank| addresses[rank].clone());
     RingConfig {
         run_id: "run".into(),
         generation: Generation::new(1, 2),
         rank,
-        addresses: addresses.to_vec(),
+        world_size,
+        next_address: address(rank + 1),
+        previous_address: address(rank + world_size.saturating_sub(1)),
         timeout: PATIENCE,
         lease: PATIENCE,
     }

@@ -274,8 +274,8 @@ impl Computer {
 
     /// Meets the other ranks.
     async fn connect(&self, engine: &mut dyn Engine, training: &mut Training) -> Result<(), WorkerError> {
-        let (rank, addresses) = (training.formed.rank as usize, training.formed.ring_addresses.clone());
-        if addresses.len() == 1 {
+        let (rank, world_size) = (training.formed.rank as usize, training.formed.world_size as usize);
+        if world_size == 1 {
             return engine.connect(Meeting::Alone).await;
         }
         let timeouts = self.run.timeouts.as_ref().ok_or_else(|| WorkerError::RunSpec("timeouts are missing".into()))?;
@@ -284,14 +284,17 @@ impl Computer {
         let meeting = match training.formed.transport() {
             Transport::Tcp => {
                 let (run_id, generation) = (training.run_id.clone(), training.generation);
+                let next_address = training.formed.next_address.clone();
+                let previous_address = training.formed.previous_address.clone();
                 let lease = Duration::from_millis(timeouts.lease_ms);
-                let config = RingConfig { run_id, generation, rank, addresses, timeout, lease };
+                let config =
+                    RingConfig { run_id, generation, rank, world_size, next_address, previous_address, timeout, lease };
                 self.progress.set_phase(Phase::Reduce);
                 Meeting::Ring(RingPlace { config, abort, progress: self.progress.clone() })
             }
             Transport::Nccl => {
                 let id = self.communicator_id(engine, training, timeout)?;
-                let (world_size, progress) = (addresses.len(), self.progress.clone());
+                let progress = self.progress.clone();
                 self.progress.set_phase(Phase::Reduce);
                 Meeting::Nccl(NcclPlace { id, rank, world_size, timeout, abort, progress })
             }
@@ -324,7 +327,7 @@ impl Computer {
         training.communicator.recv_timeout(timeout).map_err(|error| {
             let failed = match error {
                 RecvTimeoutError::Timeout => {
-                    let peer = Peer { rank: 0, address: training.formed.ring_addresses[0].clone() };
+                    let peer = Peer { rank: 0, address: training.formed.first_address.clone() };
                     CollectiveError::NoCommunicatorId { peer, waited: timeout }
                 }
                 // The sender goes with the generation.

@@ -174,9 +174,8 @@ impl Conversation {
         if self.newest.is_some_and(|newest| generation <= newest) {
             return vec![stale("forming", Some(generation))];
         }
-        if formed.rank as usize >= formed.ring_addresses.len() {
-            let world_size = formed.ring_addresses.len();
-            return self.breach(format!("rank {} in a world of {world_size}", formed.rank));
+        if formed.rank >= formed.world_size {
+            return self.breach(format!("rank {} in a world of {}", formed.rank, formed.world_size));
         }
         let mut actions = Vec::new();
         if self.current().is_some() {
@@ -227,8 +226,7 @@ mod tests {
     }
 
     fn formed(generation: Generation) -> GenerationFormed {
-        let ring_addresses = vec!["a:1".into(), "b:2".into()];
-        GenerationFormed { generation: Some(generation), rank: 1, ring_addresses, ..Default::default() }
+        GenerationFormed { generation: Some(generation), rank: 1, world_size: 2, ..Default::default() }
     }
 
     fn abort(generation: Generation) -> Message {

@@ -165,7 +165,7 @@ impl Driver {
 
     fn enter(&mut self, formed: GenerationFormed) {
         let Some(generation) = formed.generation else { return };
-        let (rank, world_size, step) = (formed.rank, formed.ring_addresses.len(), formed.start_step);
+        let (rank, world_size, step) = (formed.rank, formed.world_size, formed.start_step);
         tracing::info!(%generation, rank, world_size, start_step = step, "generation formed");
         let control = Control::new();
         let (communicator, id) = std::sync::mpsc::channel();

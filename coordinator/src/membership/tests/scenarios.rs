@@ -29,7 +29,7 @@ fn a_generation_forms_when_all_are_ready_with_ranks_in_order_of_admission() {
         let Message::GenerationFormed(formed) = message else { panic!("{message:?}") };
         assert_eq!((formed.rank as usize, formed.start_step), (rank, 0));
         assert_eq!(formed.generation, Some(Generation::new(1, 1)));
-        assert_eq!((formed.ring_addresses.len(), formed.state_source()), (3, v1::StateSource::Seed));
+        assert_eq!((formed.world_size, formed.state_source()), (3, v1::StateSource::Seed));
     }
 }
 

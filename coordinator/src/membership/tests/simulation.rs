@@ -348,7 +348,7 @@ impl World {
             return;
         }
         let applied = self.workers[who].held.as_ref().map_or(0, |held| held.step).max(start);
-        let world = place.formed.ring_addresses.len() as u64;
+        let world = u64::from(place.formed.world_size);
         if place.contributed > applied {
             let step = place.contributed;
             if self.reductions.get(&(generation, step)) == Some(&world) {

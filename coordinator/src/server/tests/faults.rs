@@ -86,7 +86,7 @@ async fn a_lost_worker_ends_the_generation_for_all_and_the_others_go_on() {
     assert!(abort.reason.contains("connection of worker 2 (b) broke"), "{}", abort.reason);
     a.back_from_start(first.generation).await;
     let second = a.enters().await.unwrap();
-    assert_eq!((second.ring_addresses.len(), second.start_step), (1, 0));
+    assert_eq!((second.world_size, second.start_step), (1, 0));
     assert_eq!(a.shards(first.generation).await.unwrap_err().code, ErrorCode::StaleGeneration);
     a.train(&second).await.unwrap();
     a.goodbye().await;

@@ -20,7 +20,7 @@ async fn a_failing_device_ends_the_worker_with_the_retriable_code() {
     let failed = |_| WorkerError::from(KernelError::Device("CUDA_ERROR_ILLEGAL_ADDRESS".into()));
     let worker = fake.worker(Adder::failing_with(2, failed), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, false);
     fake.shard(G1, 2, false, true);
     fake.hears_step().await;
@@ -39,7 +39,7 @@ async fn a_peaceful_end_waits_until_the_engine_has_parted_and_is_gone() {
     let gone = Arc::downgrade(&alive);
     let worker = fake.worker(Adder::parting_at(gate, alive), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, true);
     fake.hears_step().await;
     fake.say(goodbye(0));
@@ -65,7 +65,7 @@ async fn a_second_signal_does_not_wait_for_a_step_that_nobody_wants() {
     });
     let worker = fake.worker_with(load, terminated);
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, true);
     assert_eq!(in_time("step 1 to begin", begun.recv()).await, Some(1));
     send.send("SIGTERM").unwrap();

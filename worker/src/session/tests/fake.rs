@@ -188,32 +188,33 @@ impl Fake {
         self.shared.session().send(Err(failure.into()));
     }
 
-    pub(super) fn form(
-        &self,
-        generation: Generation,
-        source: StateSource,
-        start_step: u64,
-        ring: &[String],
-        rank: u32,
-    ) {
-        let ring_addresses = if ring.is_empty() { vec!["127.0.0.1:1".to_owned()] } else { ring.to_vec() };
-        let formed = GenerationFormed { rank, ring_addresses, start_step, ..formed(generation, source) };
+    /// Forms a generation of one.
+    pub(super) fn form(&self, generation: Generation, source: StateSource, start_step: u64) {
+        let formed = GenerationFormed { start_step, ..formed(generation, source) };
+        self.say(coordinator_message::Message::GenerationFormed(formed));
+    }
+
+    /// Forms a generation of two that starts from the seed: the other rank listens at this address.
+    pub(super) fn form_beside(&self, generation: Generation, neighbour: &str) {
+        let (next_address, previous_address) = (neighbour.to_owned(), neighbour.to_owned());
+        let alone = formed(generation, StateSource::Seed);
+        let formed = GenerationFormed { world_size: 2, next_address, previous_address, ..alone };
         self.say(coordinator_message::Message::GenerationFormed(formed));
     }
 
     /// Forms a generation of one, from whose state others would start.
     pub(super) fn form_handing_over(&self, generation: Generation, start_step: u64) {
-        let ring_addresses = vec!["127.0.0.1:1".to_owned()];
         let memory = formed(generation, StateSource::Memory);
-        let formed = GenerationFormed { ring_addresses, start_step, hand_over: true, ..memory };
+        let formed = GenerationFormed { start_step, hand_over: true, ..memory };
         self.say(coordinator_message::Message::GenerationFormed(formed));
     }
 
     /// Forms a generation of two that starts from the seed and meets over NCCL.
     pub(super) fn form_over_nccl(&self, generation: Generation, rank: u32) {
-        let ring_addresses = vec!["127.0.0.1:1".to_owned(), "127.0.0.1:2".to_owned()];
         let transport = Transport::Nccl as i32;
-        let formed = GenerationFormed { rank, ring_addresses, transport, ..formed(generation, StateSource::Seed) };
+        let first_address = "127.0.0.1:1".to_owned();
+        let alone = formed(generation, StateSource::Seed);
+        let formed = GenerationFormed { rank, world_size: 2, transport, first_address, ..alone };
         self.say(coordinator_message::Message::GenerationFormed(formed));
     }
 
@@ -412,6 +413,7 @@ impl evaluation_server::Evaluation for Services {
 fn formed(generation: Generation, source: StateSource) -> GenerationFormed {
     GenerationFormed {
         generation: Some(generation),
+        world_size: 1,
         state_source: source as i32,
         transport: Transport::Tcp as i32,
         ..GenerationFormed::default()

@@ -55,7 +55,7 @@ async fn a_whole_run() {
     .await;
     let worker = fake.worker(Adder::default(), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, false);
     fake.shard(G1, 2, true, true);
     assert_eq!(fake.hears_step().await, (1, 1.0));
@@ -87,7 +87,7 @@ async fn training_goes_on_while_a_snapshot_travels() {
     let mut fake = Fake::with(|shared| shared.hold_uploads = true).await;
     let worker = fake.worker(Adder::default(), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, true, false);
     fake.shard(G1, 2, false, false);
     fake.shard(G1, 3, false, true);
@@ -115,7 +115,7 @@ async fn a_failing_step_is_the_workers_failure() {
     let mut fake = Fake::start().await;
     let worker = fake.worker(Adder::failing_at(2), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, false);
     fake.shard(G1, 2, false, true);
     fake.hears_step().await;
@@ -141,7 +141,7 @@ async fn a_vanished_coordinator_ends_the_worker_with_the_retriable_code() {
     let mut fake = Fake::start().await;
     let worker = fake.worker(Adder::default(), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.vanish();
     let failure = error(worker).await;
     assert_eq!((failure.code, failure.code.exit_code()), (ErrorCode::CoordinatorUnreachable, 75));
@@ -157,7 +157,7 @@ async fn a_signal_is_announced_and_ends_the_worker_with_the_retriable_code() {
     let Message::Draining(draining) = fake.hears().await else { panic!("expected to hear that it wants to leave") };
     assert_eq!(draining.reason, "the worker received SIGTERM");
     // It goes on until it is told that it can be spared.
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, false);
     assert_eq!(fake.hears_step().await.0, 1);
     fake.say(goodbye(75));
@@ -170,7 +170,7 @@ async fn a_worker_that_loses_its_coordinator_joins_again_and_keeps_its_state() {
     let mut fake = Fake::with(|shared| shared.rejoin_ms = 60_000).await;
     let worker = fake.worker(Adder::default(), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, false);
     assert_eq!(fake.hears_step().await, (1, 1.0));
     fake.new_shards();
@@ -217,7 +217,7 @@ async fn after_a_generation_the_worker_says_what_it_holds() {
     let mut fake = Fake::start().await;
     let worker = fake.worker(Adder::default(), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, false);
     fake.shard(G1, 2, false, true);
     fake.hears_step().await;
@@ -225,7 +225,7 @@ async fn after_a_generation_the_worker_says_what_it_holds() {
     let held = fake.hears_back(G1).await.unwrap();
     assert_eq!((held.step, held.state_sha256.to_vec()), (2, vec![2; 32]));
     fake.new_shards();
-    fake.form(G2, StateSource::Seed, 0, &[], 0);
+    fake.form(G2, StateSource::Seed, 0);
     fake.say(abort(G2));
     assert_eq!(fake.hears_back(G2).await, None);
     fake.say(goodbye(0));
@@ -241,7 +241,7 @@ async fn training_stops_after_the_step_that_the_coordinator_names() {
     let (open, gate) = std::sync::mpsc::channel();
     let worker = fake.worker(Adder::gated(gate), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     (1..=3).for_each(|step| fake.shard(G1, step, false, step == 3));
     open.send(()).unwrap();
     assert_eq!(fake.hears_step().await.0, 1);
@@ -269,7 +269,7 @@ async fn heartbeats_go_on_while_a_step_stands_still() {
     let (begin, mut begun) = mpsc::unbounded_channel();
     let worker = fake.worker(Adder::gated(gate).announcing(begin), never());
     fake.hears_ready().await;
-    fake.form(G1, StateSource::Seed, 0, &[], 0);
+    fake.form(G1, StateSource::Seed, 0);
     fake.shard(G1, 1, false, true);
     assert_eq!(in_time("step 1 to begin", begun.recv()).await, Some(1));
     let mut equal = 0;
@@ -295,11 +295,18 @@ async fn ring_with(
     behave: impl FnOnce(TcpRing) + Send + 'static,
 ) -> std::thread::JoinHandle<()> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let addresses = vec![ring_address, listener.local_addr().unwrap().to_string()];
-    fake.form(G1, StateSource::Seed, 0, &addresses, 0);
+    fake.form_beside(G1, &listener.local_addr().unwrap().to_string());
     let minute = Duration::from_secs(60);
-    let config =
-        RingConfig { run_id: "run".into(), generation: G1, rank: 1, addresses, timeout: minute, lease: minute };
+    let config = RingConfig {
+        run_id: "run".into(),
+        generation: G1,
+        rank: 1,
+        world_size: 2,
+        next_address: ring_address.clone(),
+        previous_address: ring_address,
+        timeout: minute,
+        lease: minute,
+    };
     std::thread::spawn(move || {
         behave(TcpRing::connect(&listener, config, &AbortHandle::new(), Progress::new()).unwrap());
     })
@@ -324,7 +331,7 @@ async fn an_abort_ends_a_step_at_once_and_the_next_generation_starts_from_a_chec
     fake.say(abort(G1));
     assert_eq!(fake.hears_back(G1).await, None);
     fake.new_shards();
-    fake.form(G2, StateSource::Checkpoint, 8, &[], 0);
+    fake.form(G2, StateSource::Checkpoint, 8);
     fake.shard(G2, 9, true, true);
     assert_eq!(fake.hears_step().await, (9, 49.0));
     assert_eq!(fake.uploaded().await.0.generation, Some(G2));
@@ -357,7 +364,7 @@ async fn a_damaged_checkpoint_is_refused() {
     let mut fake = Fake::with(|shared| *shared.download.lock().unwrap() = download).await;
     let worker = fake.worker(Adder::default(), never());
     fake.hears_ready().await;
-    fake.form(G2, StateSource::Checkpoint, 8, &[], 0);
+    fake.form(G2, StateSource::Checkpoint, 8);
     assert!(matches!(fake.hears().await, Message::Leaving(leaving) if leaving.error_code == "B4011"));
     let failure = error(worker).await;
     assert_eq!(failure.message, "state from the coordinator: 0 of 8 bytes");
