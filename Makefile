@@ -37,7 +37,8 @@ help:
 	@echo '                    LLMC_DIR=DIR also beside the kernels of llm.c'
 	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
-	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line)'
+	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line), beside torchrun'
+	@echo '                    (PEER_KILLS=N; make peft-env first); MODEL=smollm2 for a model whose steps take seconds'
 	@echo 'make simulate       the membership and workers that only obey it, in a world where everything goes wrong: RUNS=N histories'
 	@echo '                    (20000), from seed SEED=S (1)'
 	@echo 'make crash-points   crash a simulated disk after every operation of random histories, and start again on what is left:'
@@ -123,14 +124,23 @@ CHAOS_BUILD := $(CARGO) build --locked --workspace --features ballast-cli/fault-
 CHAOS_ENV := BALLAST_E2E_BINARY=$(abspath $(TARGET_DIR))/debug/ballast
 SEED ?= 1
 FAULTS ?= 200
+PEER_KILLS ?= 20
 chaos:
 	$(CHAOS_BUILD) --bin ballast --bin chaos
 	$(CHAOS_ENV) $(TARGET_DIR)/debug/chaos --seed $(SEED) --faults $(FAULTS)
 
-KILLS ?= 200
+# With MODEL=smollm2 a step takes seconds, and there is no peer.
+ifeq ($(MODEL),smollm2)
 recovery:
 	$(CHAOS_BUILD) --bin ballast --bin recovery
-	$(CHAOS_ENV) $(TARGET_DIR)/debug/recovery --kills $(KILLS)
+	scripts/fetch-demo-model.sh
+	$(CHAOS_ENV) $(TARGET_DIR)/debug/recovery --model smollm2 --kills $(or $(KILLS),10) --stops 2
+else
+recovery:
+	$(CHAOS_BUILD) --bin ballast --bin recovery --bin dump_samples
+	$(CHAOS_ENV) bench/recovery/compare.py --recovery $(TARGET_DIR)/debug/recovery --dump-samples $(TARGET_DIR)/debug/dump_samples \
+		--peft-python $(PEFT) --kills $(or $(KILLS),200) --peer-kills $(PEER_KILLS)
+endif
 
 gpu-bundle: cuda
 	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)

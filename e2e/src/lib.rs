@@ -2,7 +2,8 @@
 //!
 //! [`golden`] reads a training run that PEFT made; [`parity`] trains the same and measures the distance. The other way
 //! round, [`planned`] tells a peer what a run file trains, and [`losses`] are what the two reach. The tests start real
-//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]); [`chaos`] strikes them.
+//! `ballast` processes ([`process`], [`cluster`]) on random models ([`tiny`]); [`chaos`] strikes them, and [`recovery`] measures how
+//! soon they go on.
 #![forbid(unsafe_code)]
 
 pub mod chaos;
@@ -12,4 +13,5 @@ pub mod losses;
 pub mod parity;
 pub mod planned;
 pub mod process;
+pub mod recovery;
 pub mod tiny;
