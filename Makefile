@@ -38,7 +38,8 @@ help:
 	@echo 'make chaos          a run whose processes are killed, stopped and drained at random (SEED=N, at least FAULTS=M): its adapter'
 	@echo '                    must be that of an undisturbed run, and its ledger prove every sample exactly once'
 	@echo 'make network        runs whose network is cut, one-way or altogether, or loses, delays and duplicates (root, ip, VXLAN)'
-	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line)'
+	@echo 'make recovery       how soon training goes on after a worker is killed or hangs (KILLS=N, one JSON object a line), beside torchrun'
+	@echo '                    (PEER_KILLS=N; make peft-env first); MODEL=smollm2 for a model whose steps take seconds'
 	@echo 'make scale          what many workers take of the coordinator, and how long they wait for it: WORKERS=N simulated ones'
 	@echo '                    (250, 1000 and 4000, with the growth), one JSON object a line'
 	@echo 'make simulate       the membership alone, then coordinator and workers as they are, on simulated machines where everything goes'
@@ -126,6 +127,7 @@ CHAOS_BUILD := $(CARGO) build --locked --workspace --features ballast-cli/fault-
 CHAOS_ENV := BALLAST_E2E_BINARY=$(abspath $(TARGET_DIR))/debug/ballast
 SEED ?= 1
 FAULTS ?= 200
+PEER_KILLS ?= 20
 chaos:
 	$(CHAOS_BUILD) --bin ballast --bin chaos
 	$(CHAOS_ENV) $(TARGET_DIR)/debug/chaos --seed $(SEED) --faults $(FAULTS)
@@ -136,10 +138,18 @@ network:
 	$(NETWORK_TEST) --test cli --no-run
 	$(NETWORK_TEST)
 
-KILLS ?= 200
+# With MODEL=smollm2 a step takes seconds, and there is no peer.
+ifeq ($(MODEL),smollm2)
 recovery:
 	$(CHAOS_BUILD) --bin ballast --bin recovery
-	$(CHAOS_ENV) $(TARGET_DIR)/debug/recovery --kills $(KILLS)
+	scripts/fetch-demo-model.sh
+	$(CHAOS_ENV) $(TARGET_DIR)/debug/recovery --model smollm2 --kills $(or $(KILLS),10) --stops 2
+else
+recovery:
+	$(CHAOS_BUILD) --bin ballast --bin recovery --bin dump_samples
+	$(CHAOS_ENV) bench/recovery/compare.py --recovery $(TARGET_DIR)/debug/recovery --dump-samples $(TARGET_DIR)/debug/dump_samples \
+		--peft-python $(PEFT) --kills $(or $(KILLS),200) --peer-kills $(PEER_KILLS)
+endif
 
 # Alone WORKERS=N; without it a series, and how the figures grow. Only release builds say something.
 scale:

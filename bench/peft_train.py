@@ -42,9 +42,13 @@ def collate(samples, padding):
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
+def scored(samples):
+    """Tokens that the loss is the mean of."""
+    return sum(end - max(start, 1) for s in samples for start, end in s["loss"])
+
+
 def step(model, batch, micro_batch, device, precision):
     """Accumulates the gradient of a batch's mean loss; gives the loss, a tensor on the device."""
-    scored = lambda samples: sum(end - max(start, 1) for s in samples for start, end in s["loss"])
     total = torch.zeros((), device=device)
     for first in range(0, len(batch), micro_batch):
         samples = batch[first:first + micro_batch]

@@ -186,6 +186,7 @@ enum Pending<'a, B: Backend> {
 impl<'a, B: Backend> Accumulation<'a, B> {
     /// Before a micro-batch is added.
     pub(crate) fn begin_micro_batch(&mut self) -> Result<(), WorkerError> {
+        self.reductions.wanted()?;
         match &mut self.pending {
             Pending::Exact { met, .. } => Ok(self.backend.clear_integers(met)?),
             Pending::Fast { .. } => Ok(()),
@@ -195,6 +196,7 @@ impl<'a, B: Backend> Accumulation<'a, B> {
     /// Adds a layer of the gradient of a micro-batch's summed loss. With the rank's `last` micro-batch layers come from the top
     /// down, and each goes to the collective.
     pub(crate) fn add_layer(&mut self, layer: usize, gradient: &B::Reals, last: bool) -> Result<(), WorkerError> {
+        self.reductions.wanted()?;
         let (backend, place) = (self.backend, &self.layers[layer]);
         match &mut self.pending {
             Pending::Exact { buckets, met, segments } => {

@@ -34,6 +34,14 @@ pub trait Reductions<'a, B: Backend> {
     /// As [`Reductions::wait`].
     fn enqueue(&mut self, operand: Operand<'a, B>) -> Result<(), WorkerError>;
 
+    /// Whether anybody still wants what the ranks compute. Asked often.
+    ///
+    /// # Errors
+    /// When the generation was aborted.
+    fn wanted(&self) -> Result<(), WorkerError> {
+        Ok(())
+    }
+
     /// Returns when the host has seen every reduction succeed and the generation is alive. Blocking: called from the
     /// compute thread.
     ///
@@ -69,6 +77,10 @@ impl<'a, B: Backend, C: Collective + ?Sized> Reductions<'a, B> for ThroughHost<'
             Operand::SumHalves(values) => self.halves.push(values),
         }
         Ok(())
+    }
+
+    fn wanted(&self) -> Result<(), WorkerError> {
+        Ok(self.collective.wanted()?)
     }
 
     fn wait(self: Box<Self>) -> Result<(), WorkerError> {

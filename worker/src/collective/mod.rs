@@ -53,6 +53,14 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`Collective::all_reduce_sum`].
     fn all_reduce_sum_reals(&mut self, values: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// Whether anybody still wants what the ranks compute. Asked often.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Aborted`] when the collective was aborted.
+    fn wanted(&self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
 }
 
 impl<C: Collective + ?Sized> Collective for Box<C> {
@@ -74,6 +82,10 @@ impl<C: Collective + ?Sized> Collective for Box<C> {
 
     fn all_reduce_sum_reals(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
         (**self).all_reduce_sum_reals(values)
+    }
+
+    fn wanted(&self) -> Result<(), CollectiveError> {
+        (**self).wanted()
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) trait NcclDevice: Backend {
 mod cuda {
     use super::{Arc, CommunicatorSecret, NcclDevice, NcclPlace};
     use crate::WorkerError;
-    use crate::collective::{CollectiveError, DeviceCollective, Operand, Reductions};
+    use crate::collective::{AbortHandle, CollectiveError, DeviceCollective, Operand, Reductions};
     use crate::progress::Progress;
     use ballast_kernels::Backend as _;
     use ballast_kernels::cuda::CudaBackend;
@@ -57,6 +57,7 @@ mod cuda {
     /// The ranks of a generation, over NCCL.
     struct NcclRanks {
         communicator: Communicator,
+        abort: AbortHandle,
         progress: Progress,
     }
 
@@ -81,19 +82,20 @@ mod cuda {
             // where everybody waits, and not in the midst of a step that others have not begun.
             let mut nothing = backend.integers(1)?;
             communicator.all_reduce(Reduction::sum(&mut nothing), || progress.tick()).map_err(failed)?;
-            Ok(Box::new(NcclRanks { communicator, progress }))
+            Ok(Box::new(NcclRanks { communicator, abort, progress }))
         }
     }
 
     impl DeviceCollective<CudaBackend> for NcclRanks {
         fn begin<'a>(&'a mut self, _: &'a CudaBackend) -> Box<dyn Reductions<'a, CudaBackend> + 'a> {
-            Box::new(UnderWay { batch: self.communicator.batch(), progress: &self.progress })
+            Box::new(UnderWay { batch: self.communicator.batch(), abort: &self.abort, progress: &self.progress })
         }
     }
 
     /// Reductions on the communicator's stream, beside what the backend computes.
     struct UnderWay<'a> {
         batch: Batch<'a>,
+        abort: &'a AbortHandle,
         progress: &'a Progress,
     }
 
@@ -108,8 +110,12 @@ mod cuda {
             self.batch.enqueue(reduction.in_pieces_of(PIECE)).map_err(failed)
         }
 
+        fn wanted(&self) -> Result<(), WorkerError> {
+            Ok(self.abort.check()?)
+        }
+
         fn wait(self: Box<Self>) -> Result<(), WorkerError> {
-            let Self { batch, progress } = *self;
+            let Self { batch, progress, .. } = *self;
             batch.wait(|| progress.tick()).map_err(failed)
         }
     }

@@ -202,6 +202,10 @@ impl Collective for TcpRing {
     fn all_reduce_sum_reals(&mut self, values: &mut [f32]) -> Result<(), CollectiveError> {
         self.reduce(Kind::SumReals, values, |here, there| here + there)
     }
+
+    fn wanted(&self) -> Result<(), CollectiveError> {
+        self.abort.check()
+    }
 }
 
 /// A rank, its neighbours, and what frames between them must carry.

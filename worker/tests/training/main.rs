@@ -9,6 +9,7 @@ mod checkpointing;
 mod cuda_memory;
 mod decoding;
 mod exactness;
+mod given_up;
 mod gradients;
 mod memory;
 mod overlap;
