@@ -28,6 +28,7 @@ mod invariants;
 mod liveness;
 mod member;
 mod readiness;
+mod skipping;
 mod state;
 mod training;
 

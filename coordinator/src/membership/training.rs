@@ -45,9 +45,14 @@ impl State {
             return;
         }
         if report.state_sha256.len() != 32 || !planned.is_some_and(|plan| plan.agree(&report)) {
-            let what =
-                format!("reported step {} with token counts that are not the plan's, or a malformed hash", expected);
+            let what = format!(
+                "reported step {expected} with token counts or micro-batches that are not the plan's, or a malformed hash"
+            );
             self.misbehaved(worker, &what, now, out);
+            return;
+        }
+        if !report.not_finite.is_empty() && self.settings.max_skipped.is_none() {
+            self.misbehaved(worker, &format!("skipped step {expected}, which no setting allows"), now, out);
             return;
         }
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
@@ -79,7 +84,7 @@ impl State {
         }
     }
 
-    /// Hands the next step to the ledger, as those report it who were there; whether they agree.
+    /// Hands the next step to the ledger, as those report it who were there; whether they agree, and the run goes on.
     pub(super) fn record(&mut self, step: u64, out: &mut Vec<Effect>) -> bool {
         let reports = self.reports.remove(&step).unwrap_or_default();
         match agreement(&reports) {
@@ -87,7 +92,8 @@ impl State {
                 out.push(Effect::Persist(commit(report, &reports)));
                 self.recorded_generation = report.generation.map_or(self.recorded_generation, |g| g.number);
                 self.recorded = step;
-                true
+                let skipped = !report.not_finite.is_empty();
+                self.bear_skipped(step, skipped, out)
             }
             Err(apart) => {
                 let workers: Vec<String> = apart.iter().map(|worker| self.label(*worker)).collect();
@@ -162,8 +168,9 @@ impl State {
 /// The report that all agree on, or those who stand apart: whoever is outside the largest group of equals (all of them when no
 /// group is larger than every other).
 fn agreement(reports: &BTreeMap<WorkerId, StepReport>) -> Result<&StepReport, Vec<WorkerId>> {
-    let same =
-        |a: &StepReport, b: &StepReport| a.state_sha256 == b.state_sha256 && a.loss.to_bits() == b.loss.to_bits();
+    let same = |a: &StepReport, b: &StepReport| {
+        a.state_sha256 == b.state_sha256 && a.loss.to_bits() == b.loss.to_bits() && a.not_finite == b.not_finite
+    };
     let group = |report: &StepReport| reports.values().filter(|other| same(report, other)).count();
     let largest = reports.values().map(&group).max().unwrap_or(0);
     let first = reports.values().find(|r| group(r) == largest);
@@ -192,5 +199,6 @@ fn commit(report: &StepReport, reports: &BTreeMap<WorkerId, StepReport>) -> Comm
         compute_seconds: longest(|r| r.compute_seconds),
         reduce_seconds: longest(|r| r.reduce_seconds),
         recomputed: report.recomputed,
+        not_finite: report.not_finite.clone(),
     }
 }

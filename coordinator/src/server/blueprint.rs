@@ -235,6 +235,7 @@ impl Blueprint {
             collective: self.collective().into(),
             workers: self.run.cluster.workers,
             activation_checkpointing: train.activation_checkpointing,
+            skip_non_finite: train.on_nonfinite == config::OnNonFinite::Skip,
             largest_micro_batch_tokens: self.plan.largest_micro_batch_tokens(),
         }
     }
@@ -277,10 +278,12 @@ impl Blueprint {
     pub(super) fn totals(&self, step: u64) -> Option<StepTotals> {
         let plan = self.plan.step(step)?;
         let samples = plan.micro_batches.iter().flatten().filter_map(|sample| self.data.samples.get(*sample as usize));
-        let zero = StepTotals { loss_tokens: 0, tokens: 0 };
+        let micro_batches = u32::try_from(plan.micro_batches.len()).unwrap_or(u32::MAX);
+        let zero = StepTotals { loss_tokens: 0, tokens: 0, micro_batches };
         Some(samples.fold(zero, |sum, sample| StepTotals {
             loss_tokens: sum.loss_tokens + loss_tokens(sample),
             tokens: sum.tokens + sample.token_ids.len() as u64,
+            ..sum
         }))
     }
 
