@@ -73,7 +73,12 @@ impl Presenter {
 
 /// Loss and what else a step tells.
 fn step_text(event: &RunEvent) -> String {
-    let RunEvent::Step { loss, grad_norm, learning_rate, recomputed, .. } = event else { return String::new() };
+    let RunEvent::Step { loss, grad_norm, learning_rate, recomputed, skipped, .. } = event else {
+        return String::new();
+    };
+    if *skipped {
+        return format!("skipped  lr {learning_rate:.2e}");
+    }
     let again = if *recomputed > 0 { format!("  recomputed {recomputed}x") } else { String::new() };
     format!("loss {loss:.4}  grad {grad_norm:.3}  lr {learning_rate:.2e}{again}")
 }
@@ -118,6 +123,7 @@ fn line(event: &RunEvent) -> Option<String> {
         RunEvent::Checkpoint { step, path } => format!("checkpoint of step {step}: {}", path.display()),
         RunEvent::WorkerLost { worker, name, reason } => format!("worker {worker} ({name}) is lost: {reason}"),
         RunEvent::Waiting { reason } => format!("waiting: {reason}"),
+        RunEvent::StepSkipped { step, skipped } => format!("warning: step {step} was skipped: {skipped}"),
         RunEvent::Warning { message } => format!("warning: {message}"),
         RunEvent::Stopping { reason } => format!("stopping: {reason}"),
         // A warning comes with it.
@@ -147,6 +153,7 @@ mod tests {
             learning_rate: 2e-4,
             seconds: 1.0,
             recomputed: 0,
+            skipped: false,
         };
         assert_eq!(step_text(&event), "loss 1.2346  grad 0.500  lr 2.00e-4");
         let at = Progress { tokens_per_second: Some(129.6), seconds_per_step: Some(10.0), ..Progress::default() };

@@ -46,6 +46,13 @@ fn told(report: &Report) -> String {
         let speed = report.throughput.tokens_per_second.map(|t| format!(", {t:.0} tokens/s")).unwrap_or_default();
         let _ = writeln!(text, "{} steps, loss {first:.4} at the first and {last:.4} at the last{speed}", report.steps);
     }
+    if !report.skipped.is_empty() {
+        let (skipped, samples) = (report.skipped.len(), report.exactly_once.passed_over);
+        let _ = writeln!(
+            text,
+            "{skipped} steps were skipped, with {samples} samples: a loss or gradient was not finite; `ballast audit` names them"
+        );
+    }
     let Some(evaluation) = &report.evaluation else { return text };
     let _ = writeln!(text, "\n{}", base_and_tuned(evaluation));
     if let Some(heldout) = &evaluation.heldout {

@@ -4,21 +4,25 @@
 //! counts as committed. A restarted coordinator appends `start`; when nobody has the state after the head any more it
 //! appends `rewind`, which voids later steps but keeps their records: a step redone under the same recipe must reproduce
 //! the state hash of its voided record. When it ends it appends `end`; a chapter without one is at work, or its process died.
-//! [`verify`] proves from the records alone that every sample was trained exactly once per epoch, and [`audit`] tells the run's
+//! [`verify`] proves from the records alone that every sample was trained, or skipped, exactly once per epoch, and [`audit`] tells the run's
 //! story from them.
 
 mod audit;
 mod file;
 mod lines;
 mod samples;
+mod skipped;
+mod story;
 mod verify;
 
-pub use audit::{Audit, Chapter, Happening, Span, Unproven, audit};
+pub use audit::{Audit, Unproven, audit};
 pub use file::{Ledger, LedgerError};
 #[cfg(feature = "simulation")]
 pub(crate) use lines::read_on;
 pub use lines::{Tail, read};
 pub use samples::SampleSet;
+pub use skipped::Skipped;
+pub use story::{Chapter, Happening, Span};
 pub use verify::{Verified, verify};
 
 use serde::{Deserialize, Serialize};
@@ -71,9 +75,9 @@ pub struct StepRecord {
     pub data_epoch: u64,
     /// Coordinator epoch and number of the generation that computed it.
     pub generation: (u64, u64),
-    /// Samples trained, as indices into the prepared set.
+    /// Samples trained, as indices into the prepared set; passed over, where the step was skipped.
     pub samples: SampleSet,
-    /// Mean loss over the global batch.
+    /// Mean loss over the global batch; of a skipped step, over the micro-batches whose loss was finite.
     pub loss: f64,
     /// Tokens that the mean was taken over.
     pub loss_tokens: u64,
@@ -84,4 +88,15 @@ pub struct StepRecord {
     /// When it was committed, in milliseconds since 1970; 0 where an older version wrote this.
     #[serde(default)]
     pub at_ms: u64,
+    /// Why its update was not applied; the state is that of the step before then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Skipped>,
+}
+
+impl StepRecord {
+    /// What a redone step must reproduce, in words.
+    fn outcome(&self) -> String {
+        let skipped = self.skipped.as_ref().map(|skipped| format!(" (skipped: {skipped})")).unwrap_or_default();
+        format!("{}{skipped}", self.state_sha256)
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     evaluation::Evaluation,
-    ledger::{Span, Verified},
+    ledger::{Skipped, Span, Verified},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -23,7 +23,7 @@ pub struct Report {
     pub outcome: String,
     /// Stable code of what ended it early.
     pub error_code: Option<String>,
-    /// Steps trained.
+    /// Steps committed.
     pub steps: u64,
     /// Steps in the whole run.
     pub total_steps: u64,
@@ -33,13 +33,16 @@ pub struct Report {
     pub inputs: Inputs,
     /// What the preparation of the data counted.
     pub data: Value,
-    /// Mean loss of every step, from the first.
+    /// Mean loss of every step that was not skipped, from the first.
     pub losses: Vec<f64>,
+    /// Steps whose update was not applied.
+    #[serde(default)]
+    pub skipped: Vec<SkippedStep>,
     /// How fast it went.
     pub throughput: Throughput,
     /// Workers that trained last.
     pub workers: Vec<Worker>,
-    /// What the ledger proves: every sample was trained exactly once per epoch.
+    /// What the ledger proves: every sample was trained, or skipped, exactly once per epoch.
     pub exactly_once: Verified,
     /// Checkpoints of the process that wrote this.
     #[serde(default)]
@@ -82,6 +85,16 @@ pub struct Throughput {
     pub evaluation_seconds: Option<f64>,
     /// Wall time of this process from opening the run directory to the end, in seconds.
     pub total_seconds: f64,
+}
+
+/// A step whose update was not applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedStep {
+    /// 1-based number.
+    pub step: u64,
+    /// Why.
+    #[serde(flatten)]
+    pub skipped: Skipped,
 }
 
 /// What became of checkpoints.

@@ -5,6 +5,7 @@
 //! the pure part: which exponents, how much room, what the flags mean.
 
 use ballast_kernels::FLAG_NOT_FINITE;
+use ballast_proto::v1::NonFinite;
 
 /// Exponent of every tensor whose gradient has never been seen: steps of 2.3e-10, and room for 6.7e7 in each of
 /// 16 micro-batches.
@@ -76,17 +77,23 @@ pub fn loss_from_fixed(sum: i64) -> f64 {
     sum as f64 * 2f64.powi(-LOSS_EXPONENT)
 }
 
+/// Raised by a micro-batch whose gradient is not finite; the two add up.
+const GRADIENT: i64 = 1;
+/// Raised by one whose loss is not.
+const LOSS: i64 = 2;
+
 /// What the micro-batches of a step met while they were summed. Flags of different micro-batches and ranks merge by
-/// their maximum, so the merged flags do not tell who summed what.
+/// their maximum, so the merged flags do not tell who summed what; which micro-batch was not finite every rank learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flags {
-    /// One a tensor, as [`ballast_kernels::Backend::accumulate_fixed`] raises them; then the first micro-batch that was not finite, held so that the
-    /// maximum is the first.
+    tensors: usize,
+    /// One a tensor, as [`ballast_kernels::Backend::accumulate_fixed`] raises them; then one a micro-batch of the step, raised
+    /// when it was not finite.
     merged: Vec<i64>,
 }
 
 /// What the flags of all ranks together say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// Every value fitted: the sums may be used.
     Fits,
@@ -97,16 +104,22 @@ pub enum Verdict {
     },
     /// A value was not finite.
     NotFinite {
-        /// Index of the first micro-batch that had one.
-        micro_batch: u32,
+        /// The micro-batches that had one, in order.
+        micro_batches: Vec<NonFinite>,
     },
 }
 
 impl Flags {
-    /// Flags of a step in which nothing has been met.
+    /// Flags of an adapter of so many tensors.
     #[must_use]
     pub fn new(tensors: usize) -> Self {
-        Self { merged: vec![0; tensors + 1] }
+        Self { tensors, merged: vec![0; tensors] }
+    }
+
+    /// Begins a step of so many micro-batches, in which nothing has been met.
+    pub fn begin(&mut self, micro_batches: u32) {
+        self.merged.clear();
+        self.merged.resize(self.tensors + micro_batches as usize, 0);
     }
 
     /// Adds the flags of one micro-batch; `loss_fits` is whether its loss is a number that fits.
@@ -114,15 +127,10 @@ impl Flags {
         for (merged, &flag) in self.merged.iter_mut().zip(tensors) {
             *merged = flag.max(*merged);
         }
-        let finite = loss_fits && !tensors.contains(&FLAG_NOT_FINITE);
-        if let (false, Some(first)) = (finite, self.merged.last_mut()) {
-            *first = (FLAG_NOT_FINITE - i64::from(micro_batch)).max(*first);
+        let gradient = if tensors.contains(&FLAG_NOT_FINITE) { GRADIENT } else { 0 };
+        if let Some(met) = self.merged.get_mut(self.tensors + micro_batch as usize) {
+            *met = gradient + if loss_fits { 0 } else { LOSS };
         }
-    }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.merged.fill(0);
     }
 
     /// The flags, to be max-reduced over all ranks.
@@ -139,9 +147,16 @@ impl Flags {
     /// Judges flags that have been reduced over all ranks.
     #[must_use]
     pub fn judge(&self, exponents: &[i32]) -> Verdict {
-        let (first, flags) = self.merged.split_last().map_or((0, &[][..]), |(first, flags)| (*first, flags));
-        if first > 0 {
-            return Verdict::NotFinite { micro_batch: u32::try_from(FLAG_NOT_FINITE - first).unwrap_or(u32::MAX) };
+        let (flags, met) = self.merged.split_at(self.tensors);
+        let met = (0u32..).zip(met).filter(|(_, met)| **met != 0);
+        let named = |(micro_batch, met): (u32, &i64)| NonFinite {
+            micro_batch,
+            loss: met & LOSS != 0,
+            gradient: met & GRADIENT != 0,
+        };
+        let micro_batches: Vec<NonFinite> = met.map(named).collect();
+        if !micro_batches.is_empty() {
+            return Verdict::NotFinite { micro_batches };
         }
         if flags.iter().all(|&flag| flag == 0) {
             return Verdict::Fits;
@@ -176,6 +191,7 @@ mod tests {
 
     fn merged(micro_batches: &[(u32, [i64; 2], bool)]) -> Flags {
         let mut flags = Flags::new(2);
+        flags.begin(6);
         for (index, tensors, loss_fits) in micro_batches {
             flags.merge(*index, tensors, *loss_fits);
         }
@@ -190,10 +206,22 @@ mod tests {
     }
 
     #[test]
-    fn the_first_micro_batch_that_is_not_finite_is_named() {
-        let gradients = merged(&[(5, [0, FLAG_NOT_FINITE], true), (2, [FLAG_NOT_FINITE, 9], true), (1, [4, 0], true)]);
-        assert_eq!(gradients.judge(&[32, 10]), Verdict::NotFinite { micro_batch: 2 });
-        assert_eq!(merged(&[(0, [0, 0], false)]).judge(&[32, 10]), Verdict::NotFinite { micro_batch: 0 });
+    fn every_micro_batch_that_is_not_finite_is_named_with_what_of_it() {
+        let micro_batches =
+            [(5, [0, FLAG_NOT_FINITE], true), (2, [FLAG_NOT_FINITE, 9], false), (1, [4, 0], true), (0, [0, 0], false)];
+        let named = |micro_batch, loss, gradient| NonFinite { micro_batch, loss, gradient };
+        let all = Verdict::NotFinite {
+            micro_batches: vec![named(0, true, false), named(2, true, true), named(5, false, true)],
+        };
+        assert_eq!(merged(&micro_batches).judge(&[32, 10]), all);
+        // Whoever summed what: the maximum of two ranks' flags says the same.
+        let (mut one, other) = (merged(&micro_batches[..2]), merged(&micro_batches[2..]));
+        let both = one.as_mut_slice().iter_mut().zip(other.as_slice());
+        both.for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
+        assert_eq!(one.judge(&[32, 10]), all);
+        // Another step has other micro-batches.
+        one.begin(1);
+        assert_eq!((one.judge(&[32, 10]), one.as_slice().len()), (Verdict::Fits, 3));
     }
 
     #[test]

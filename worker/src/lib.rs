@@ -15,6 +15,7 @@ pub mod lora;
 pub mod machine;
 pub mod memory;
 pub mod model;
+mod nonfinite;
 mod objective;
 pub mod optimizer;
 mod packed;

@@ -15,13 +15,15 @@ const FIRST_MOMENT: &str = "first_moment.";
 const SECOND_MOMENT: &str = "second_moment.";
 /// Fixed-point exponents of the next step, `[tensors]`, i32, in the order of the adapter's tensors.
 const EXPONENTS: &str = "exponents";
-/// Steps applied, `[1]`, i64.
+/// Steps passed, `[1]`, i64.
 const STEP: &str = "step";
+/// Updates applied in them, `[1]`, i64: fewer, where steps were skipped.
+const UPDATES: &str = "updates";
 
 /// A training state, ready to be stored or sent.
 #[derive(Clone, Debug)]
 pub struct ExportedState {
-    /// Steps applied to it.
+    /// Steps passed.
     pub step: u64,
     /// SHA-256 of the state, as in [`crate::trainer::StepOutcome`].
     pub state_sha256: [u8; 32],
@@ -31,8 +33,10 @@ pub struct ExportedState {
 
 /// The state of a run after some step; equal on all ranks.
 pub(crate) struct TrainingState<B: Backend> {
-    /// Steps applied.
+    /// Steps passed.
     pub(crate) step: u64,
+    /// Updates applied in them, which the optimizer counts: a skipped step makes none.
+    pub(crate) updates: u64,
     /// The adapter, as its [`LoraLayout`] lays it out.
     pub(crate) parameters: B::Reals,
     pub(crate) first_moment: B::Reals,
@@ -49,7 +53,7 @@ pub struct StateCopy {
 }
 
 impl StateCopy {
-    /// Steps applied to it.
+    /// Steps passed.
     #[must_use]
     pub fn step(&self) -> u64 {
         self.host.step
@@ -73,6 +77,7 @@ impl StateCopy {
 #[derive(Clone, Debug)]
 struct HostState {
     step: u64,
+    updates: u64,
     parameters: Vec<f32>,
     first_moment: Vec<f32>,
     second_moment: Vec<f32>,
@@ -84,6 +89,7 @@ impl<B: Backend> TrainingState<B> {
     pub(crate) fn fresh(backend: &B, layout: &LoraLayout, seed: u64) -> Result<Self, WorkerError> {
         Ok(Self {
             step: 0,
+            updates: 0,
             parameters: backend.upload_reals(&layout.initial_parameters(seed))?,
             first_moment: backend.reals(layout.parameters())?,
             second_moment: backend.reals(layout.parameters())?,
@@ -96,11 +102,12 @@ impl<B: Backend> TrainingState<B> {
         backend.write_reals(&mut self.parameters, &layout.initial_parameters(seed))?;
         backend.clear_reals(&mut self.first_moment)?;
         backend.clear_reals(&mut self.second_moment)?;
-        (self.step, self.exponents) = (0, exact::initial_exponents(layout.tensors().len()));
+        (self.step, self.updates) = (0, 0);
+        self.exponents = exact::initial_exponents(layout.tensors().len());
         Ok(())
     }
 
-    /// SHA-256 over step, adapter, moments and exponents.
+    /// SHA-256 over updates, adapter, moments and exponents: of a skipped step it is that of the step before.
     pub(crate) fn sha256(&self, backend: &B) -> Result<[u8; 32], WorkerError> {
         Ok(self.read(backend)?.sha256())
     }
@@ -123,13 +130,14 @@ impl<B: Backend> TrainingState<B> {
         backend.write_reals(&mut self.parameters, &host.parameters)?;
         backend.write_reals(&mut self.first_moment, &host.first_moment)?;
         backend.write_reals(&mut self.second_moment, &host.second_moment)?;
-        (self.step, self.exponents) = (host.step, host.exponents);
+        (self.step, self.updates, self.exponents) = (host.step, host.updates, host.exponents);
         Ok(())
     }
 
     fn read(&self, backend: &B) -> Result<HostState, WorkerError> {
         Ok(HostState {
             step: self.step,
+            updates: self.updates,
             parameters: backend.read_reals(&self.parameters)?,
             first_moment: backend.read_reals(&self.first_moment)?,
             second_moment: backend.read_reals(&self.second_moment)?,
@@ -141,7 +149,7 @@ impl<B: Backend> TrainingState<B> {
 impl HostState {
     fn sha256(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
-        hash.update(self.step.to_le_bytes());
+        hash.update(self.updates.to_le_bytes());
         for vector in [&self.parameters, &self.first_moment, &self.second_moment] {
             hash.update(f32_bytes(vector));
         }
@@ -162,11 +170,12 @@ impl HostState {
     fn optimizer_file(&self, layout: &LoraLayout) -> Result<Vec<u8>, WorkerError> {
         let (first, second) = (f32_bytes(&self.first_moment), f32_bytes(&self.second_moment));
         let exponents: Vec<u8> = self.exponents.iter().flat_map(|exponent| exponent.to_le_bytes()).collect();
-        let step = self.step.to_le_bytes();
+        let (step, updates) = (self.step.to_le_bytes(), self.updates.to_le_bytes());
         let view = |dtype, len, bytes| TensorView::new(dtype, vec![len], bytes);
         let numbers = [
             (EXPONENTS.to_owned(), view(Dtype::I32, self.exponents.len(), &exponents)),
             (STEP.to_owned(), view(Dtype::I64, 1, &step)),
+            (UPDATES.to_owned(), view(Dtype::I64, 1, &updates)),
         ];
         let numbers = numbers.map(|(name, view)| Ok((name, view.map_err(|error| writing(OPTIMIZER_FILE, &error))?)));
         let moments = views(layout, FIRST_MOMENT, &first).chain(views(layout, SECOND_MOMENT, &second));
@@ -179,12 +188,16 @@ impl HostState {
         let optimizer = File::open(OPTIMIZER_FILE, files)?;
         let tensors = layout.tensors().len();
         adapter.expect_tensors(tensors)?;
-        optimizer.expect_tensors(2 * tensors + 2)?;
+        optimizer.expect_tensors(2 * tensors + 3)?;
 
         let stored = i64::from_le_bytes(optimizer.array(STEP)?);
         if u64::try_from(stored) != Ok(step) {
             return Err(optimizer.bad(format!("is of step {stored}, not of step {step}")));
         }
+        let updates = i64::from_le_bytes(optimizer.array(UPDATES)?);
+        let Some(updates) = u64::try_from(updates).ok().filter(|updates| *updates <= step) else {
+            return Err(optimizer.bad(format!("counts {updates} updates in {step} steps")));
+        };
         let exponents: Vec<i32> = optimizer
             .data(EXPONENTS, Dtype::I32, &[tensors])?
             .chunks_exact(4)
@@ -199,6 +212,7 @@ impl HostState {
         }
         Ok(Self {
             step,
+            updates,
             parameters: adapter.vector(layout, "")?,
             first_moment: optimizer.vector(layout, FIRST_MOMENT)?,
             second_moment,

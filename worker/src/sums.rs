@@ -21,8 +21,8 @@ pub(crate) struct StepSums<B: Backend> {
     /// What each bucket holds.
     layers: Vec<LayerTensors>,
     flags: Flags,
-    /// Summed loss as an integer, and the tokens it is of.
-    totals: [i64; 2],
+    /// Summed loss as an integer, all tokens, and those whose loss it is.
+    totals: [i64; 3],
     limit_bits: u32,
     /// Flags and totals on their way through the collective.
     device_flags: B::Integers,
@@ -51,8 +51,10 @@ enum Gradients<B: Backend> {
 pub(crate) struct Totals {
     /// Summed loss, in nats.
     pub(crate) loss: f64,
-    /// Tokens it is of.
+    /// Tokens that bear loss.
     pub(crate) tokens: i64,
+    /// Those whose loss it is: all but the ones of micro-batches whose loss is not finite.
+    pub(crate) finite: i64,
 }
 
 impl<B: Backend> StepSums<B> {
@@ -81,8 +83,8 @@ impl<B: Backend> StepSums<B> {
         };
         let flags = Flags::new(tensors);
         let device_flags = backend.integers(flags.as_slice().len())?;
-        let device_totals = backend.integers(2)?;
-        Ok(Self { gradients, layers, flags, totals: [0; 2], limit_bits: 0, device_flags, device_totals })
+        let device_totals = backend.integers(3)?;
+        Ok(Self { gradients, layers, flags, totals: [0; 3], limit_bits: 0, device_flags, device_totals })
     }
 
     /// Begins a step anew; `all` are the adapter's tensors with their fixed-point exponents.
@@ -94,8 +96,11 @@ impl<B: Backend> StepSums<B> {
         all: Vec<Segment>,
     ) -> Result<Accumulation<'a, B>, WorkerError> {
         let Self { gradients, layers, flags, totals, limit_bits, device_flags, device_totals } = self;
-        flags.clear();
-        *totals = [0; 2];
+        flags.begin(shard.step_micro_batches);
+        if backend.integers_len(device_flags) != flags.as_slice().len() {
+            *device_flags = backend.integers(flags.as_slice().len())?;
+        }
+        *totals = [0; 3];
         *limit_bits = exact::limit_bits(shard.step_micro_batches);
         let pending = match gradients {
             Gradients::Exact { buckets, met, segments } => {
@@ -137,7 +142,8 @@ impl<B: Backend> StepSums<B> {
 
     /// Loss and tokens.
     pub(crate) fn totals(&self) -> Totals {
-        Totals { loss: exact::loss_from_fixed(self.totals[0]), tokens: self.totals[1] }
+        let [loss, tokens, finite] = self.totals;
+        Totals { loss: exact::loss_from_fixed(loss), tokens, finite }
     }
 
     /// Leaves the mean gradient of the step in `gradient`.
@@ -171,7 +177,7 @@ pub(crate) struct Accumulation<'a, B: Backend> {
     pending: Pending<'a, B>,
     layers: &'a [LayerTensors],
     flags: &'a mut Flags,
-    totals: &'a mut [i64; 2],
+    totals: &'a mut [i64; 3],
     limit_bits: u32,
     device_flags: &'a mut B::Integers,
     device_totals: &'a mut B::Integers,
@@ -219,9 +225,10 @@ impl<'a, B: Backend> Accumulation<'a, B> {
             self.backend.read_integers(met, &mut met_here)?;
         }
         self.flags.merge(index, &met_here, loss.is_some());
-        let [sum, count] = &mut *self.totals;
+        let [sum, count, finite] = &mut *self.totals;
         *sum = sum.wrapping_add(loss.unwrap_or(0));
         *count += tokens as i64;
+        *finite += if loss.is_some() { tokens as i64 } else { 0 };
         Ok(())
     }
 

@@ -8,16 +8,17 @@ use crate::collective::{DeviceCollective, Reductions};
 use crate::exact::{self, Verdict};
 use crate::lora::{Adapter, DropoutKey, LoraLayout};
 use crate::model::{Batch, Decoder, Keep, OnLayer, Pass, Rows};
+use crate::nonfinite::{self, Poison};
 use crate::objective::sft;
 use crate::optimizer::Optimizer;
 use crate::packed::Packed;
 use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::state::TrainingState;
-use crate::sums::StepSums;
+use crate::sums::{StepSums, Totals};
 use ballast_kernels::Backend;
 use ballast_proto::fault;
-use ballast_proto::v1::{MicroBatch, Phase, RunSpec, StepShard};
+use ballast_proto::v1::{MicroBatch, NonFinite, Phase, RunSpec, StepShard};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +28,8 @@ pub use crate::state::{ExportedState, StateCopy};
 /// What one step did; equal on all ranks but for the seconds and `rank_tokens`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
-    /// Mean loss over the global batch, in nats a token.
+    /// Mean loss over the global batch, in nats a token; of a skipped step, over the micro-batches whose loss was finite (0 when
+    /// none was).
     pub loss: f64,
     /// Tokens the loss was taken over.
     pub loss_tokens: u64,
@@ -35,11 +37,11 @@ pub struct StepOutcome {
     pub tokens: u64,
     /// Tokens of this rank.
     pub rank_tokens: u64,
-    /// Global gradient norm before clipping.
+    /// Global gradient norm before clipping; 0 when the step was skipped.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// SHA-256 over step, adapter, moments and exponents after the step.
+    /// SHA-256 over updates, adapter, moments and exponents after the step.
     pub state_sha256: [u8; 32],
     /// Seconds spent computing.
     pub compute_seconds: f64,
@@ -47,6 +49,8 @@ pub struct StepOutcome {
     pub reduce_seconds: f64,
     /// How often the step was recomputed because a gradient overflowed its fixed-point exponent.
     pub recomputed: u32,
+    /// Micro-batches whose loss or gradient was not finite, ascending: when there are any, the step was skipped.
+    pub not_finite: Vec<NonFinite>,
 }
 
 /// One rank's trainer.
@@ -56,6 +60,8 @@ pub struct Trainer<B: Backend> {
     layout: LoraLayout,
     optimizer: Optimizer,
     schedule: Schedule,
+    /// Whether a step that is not finite is skipped, and no error.
+    skip_non_finite: bool,
     seed: u64,
     keep: Keep,
     progress: Progress,
@@ -85,6 +91,7 @@ impl<B: Backend> Trainer<B> {
         Ok(Self {
             optimizer: Optimizer::new(optimizer)?,
             schedule: Schedule::new(schedule, optimizer.learning_rate, run.total_steps)?,
+            skip_non_finite: run.skip_non_finite,
             seed: run.seed,
             keep: if run.activation_checkpointing { Keep::Inputs } else { Keep::Everything },
             progress,
@@ -111,7 +118,7 @@ impl<B: Backend> Trainer<B> {
         let mut exponents = self.state.exponents.clone();
         let (progress, mut recomputed) = (self.progress.clone(), 0);
 
-        loop {
+        let mut not_finite = loop {
             progress.set_phase(Phase::Compute);
             fault::point("compute", shard.step);
             let reductions = clock.compute(|| self.accumulate(shard, &micro_batches, &exponents, collective))?;
@@ -119,30 +126,38 @@ impl<B: Backend> Trainer<B> {
             clock.reduce(|| reductions.wait())?;
             self.sums.read(&self.backend)?;
             match self.sums.flags().judge(&exponents) {
-                Verdict::Fits => break,
+                Verdict::Fits => break Vec::new(),
                 Verdict::TooLarge { exponents: lowered } => exponents = lowered,
-                Verdict::NotFinite { micro_batch } => return Err(not_finite(shard, micro_batch)),
+                Verdict::NotFinite { micro_batches } => break micro_batches,
             }
             recomputed += 1;
             if recomputed > MAX_RECOMPUTED {
                 return Err(WorkerError::Internal(format!("step {}: gradients fit no exponent", shard.step)));
             }
-        }
+        };
 
         self.progress.set_phase(Phase::Apply);
         fault::point("apply", shard.step);
-        let applied = clock.compute(|| self.apply(shard, &exponents))?;
+        let totals = self.totals(shard)?;
+        let norm = if not_finite.is_empty() { clock.compute(|| self.apply(shard, &exponents))? } else { None };
+        if norm.is_none() {
+            if not_finite.is_empty() {
+                not_finite = nonfinite::any_gradient(shard);
+            }
+            self.skip(shard, &not_finite)?;
+        }
         Ok(StepOutcome {
-            loss: applied.loss,
-            loss_tokens: shard.step_loss_tokens,
+            loss: if totals.finite > 0 { totals.loss / totals.finite as f64 } else { 0.0 },
+            loss_tokens: totals.finite.unsigned_abs(),
             tokens: shard.step_tokens,
             rank_tokens: micro_batches.iter().map(|packed| packed.ids.len() as u64).sum(),
-            grad_norm: applied.grad_norm,
-            learning_rate: applied.learning_rate,
+            grad_norm: norm.unwrap_or(0.0),
+            learning_rate: self.schedule.learning_rate(shard.step),
             state_sha256: self.state.sha256(&self.backend)?,
             compute_seconds: clock.computing.as_secs_f64(),
             reduce_seconds: clock.reducing.as_secs_f64(),
             recomputed,
+            not_finite,
         })
     }
 
@@ -155,6 +170,12 @@ impl<B: Backend> Trainer<B> {
         }
         if shard.step_loss_tokens == 0 {
             return refuse("no token of the step bears loss".into());
+        }
+        if shard.step_micro_batches > MOST_MICRO_BATCHES {
+            return refuse(format!(
+                "{} micro-batches; at most {MOST_MICRO_BATCHES} are allowed",
+                shard.step_micro_batches
+            ));
         }
         if let Some(batch) = shard.micro_batches.iter().find(|batch| batch.index >= shard.step_micro_batches) {
             return refuse(format!("micro-batch {} of {}", batch.index, shard.step_micro_batches));
@@ -181,7 +202,8 @@ impl<B: Backend> Trainer<B> {
             let last = scored.peek().is_none();
             sums.begin_micro_batch()?;
             let on_layer = &mut |layer, gradient: &B::Reals| sums.add_layer(layer, gradient, last);
-            let loss = forward_backward(decoder, packed, &adapter, self.keep, progress, gradient, on_layer)?;
+            let passes = Passes { decoder, adapter: &adapter, keep: self.keep, progress, poison: Poison::of(batch) };
+            let loss = passes.run(packed, gradient, on_layer)?;
             sums.end_micro_batch(batch.index, loss, packed.targets.len())?;
         }
         // What is left to enqueue may have to wait for other ranks.
@@ -189,32 +211,50 @@ impl<B: Backend> Trainer<B> {
         sums.finish()
     }
 
-    /// Turns the reduced sums into the mean gradient and updates the adapter with it.
-    fn apply(&mut self, shard: &StepShard, exponents: &[i32]) -> Result<Applied, WorkerError> {
+    /// What all ranks have summed, checked against the plan.
+    fn totals(&self, shard: &StepShard) -> Result<Totals, WorkerError> {
         let totals = self.sums.totals();
         if u64::try_from(totals.tokens) != Ok(shard.step_loss_tokens) {
             let planned = shard.step_loss_tokens;
             return Err(WorkerError::TokenCount { step: shard.step, reduced: totals.tokens, planned });
         }
+        Ok(totals)
+    }
+
+    /// Turns the reduced sums into the mean gradient and updates the adapter with it; the gradient's norm. Does nothing when that is
+    /// not finite: then float sums hide what no flag has told.
+    fn apply(&mut self, shard: &StepShard, exponents: &[i32]) -> Result<Option<f64>, WorkerError> {
         let backend = &*self.backend;
         let segments = self.layout.segments(exponents);
         self.sums.mean(backend, &mut self.gradient)?;
         let grad_norm = backend.squared_norm(&self.gradient)?.sqrt();
         if !grad_norm.is_finite() {
-            return Err(WorkerError::NonFinite { step: shard.step, place: "the sum of all micro-batches".into() });
+            let place = "the sum of all micro-batches".into();
+            let error = WorkerError::NonFinite { step: shard.step, place };
+            return if self.skip_non_finite { Ok(None) } else { Err(error) };
         }
         let largest = backend.max_abs(&self.gradient, &segments)?;
 
         let learning_rate = self.schedule.learning_rate(shard.step);
-        let update = self.optimizer.update(shard.step, learning_rate, grad_norm);
+        let update = self.optimizer.update(self.state.updates + 1, learning_rate, grad_norm);
         let TrainingState { parameters, first_moment, second_moment, .. } = &mut self.state;
         backend.adamw(parameters, &self.gradient, first_moment, second_moment, &update)?;
         self.state.exponents = exact::next_exponents(&largest, shard.step_loss_tokens);
         self.state.step = shard.step;
-        Ok(Applied { loss: totals.loss / totals.tokens as f64, grad_norm, learning_rate })
+        self.state.updates += 1;
+        Ok(Some(grad_norm))
     }
 
-    /// SHA-256 over step, adapter, moments and exponents.
+    /// Lets a step go by that is not finite: its samples are behind, and nothing else has changed.
+    fn skip(&mut self, shard: &StepShard, not_finite: &[NonFinite]) -> Result<(), WorkerError> {
+        if !self.skip_non_finite {
+            return Err(nonfinite::error(shard, not_finite));
+        }
+        self.state.step = shard.step;
+        Ok(())
+    }
+
+    /// SHA-256 over updates, adapter, moments and exponents.
     ///
     /// # Errors
     /// When the device fails.
@@ -255,7 +295,7 @@ impl<B: Backend> Trainer<B> {
         self.state.import(&*self.backend, &self.layout, step, files)
     }
 
-    /// Steps applied to the state.
+    /// Steps passed.
     #[must_use]
     pub fn applied_step(&self) -> u64 {
         self.state.step
@@ -294,47 +334,38 @@ impl<B: Backend> Trainer<B> {
     }
 }
 
-/// Leaves the gradient of a micro-batch's summed loss in `gradient`, telling of each layer as it is there; returns that loss,
-/// in nats.
-fn forward_backward<B: Backend>(
-    decoder: &Decoder<B>,
-    packed: &Packed,
-    adapter: &Adapter<'_, B>,
+/// Forward and backward over one micro-batch.
+struct Passes<'a, B: Backend> {
+    decoder: &'a Decoder<B>,
+    adapter: &'a Adapter<'a, B>,
     keep: Keep,
-    progress: &Progress,
-    gradient: &mut B::Reals,
-    on_layer: &mut OnLayer<'_, B>,
-) -> Result<f64, WorkerError> {
-    let backend = &**decoder.backend();
-    let batch = Batch::new(backend, &packed.ids, &packed.layout)?;
-    let rows = Rows::new(backend, &packed.rows)?;
-    let pass = Pass { batch: &batch, adapter: Some(adapter), progress };
-    let (hidden, tape) = decoder.forward(&pass, &rows, keep)?;
-    let (losses, d_hidden) = sft::loss_and_gradient(decoder, &hidden, &packed.targets)?;
-    decoder.backward(&d_hidden, &pass, &rows, tape, gradient, on_layer)?;
-    Ok(losses.iter().map(|&loss| f64::from(loss)).sum())
+    progress: &'a Progress,
+    poison: Poison,
+}
+
+impl<B: Backend> Passes<'_, B> {
+    /// Leaves the gradient of the micro-batch's summed loss in `gradient`, telling of each layer as it is there; returns that loss,
+    /// in nats.
+    fn run(&self, packed: &Packed, gradient: &mut B::Reals, on_layer: &mut OnLayer<'_, B>) -> Result<f64, WorkerError> {
+        let decoder = self.decoder;
+        let backend = &**decoder.backend();
+        let batch = Batch::new(backend, &packed.ids, &packed.layout)?;
+        let rows = Rows::new(backend, &packed.rows)?;
+        let pass = Pass { batch: &batch, adapter: Some(self.adapter), progress: self.progress };
+        let (hidden, tape) = decoder.forward(&pass, &rows, self.keep)?;
+        let (losses, d_hidden) = sft::loss_and_gradient(decoder, &hidden, &packed.targets)?;
+        let (rows_scored, width) = (packed.targets.len(), decoder.architecture().hidden_size);
+        let d_hidden = self.poison.gradient(backend, d_hidden, rows_scored, width)?;
+        decoder.backward(&d_hidden, &pass, &rows, tape, gradient, on_layer)?;
+        Ok(self.poison.loss(losses.iter().map(|&loss| f64::from(loss)).sum()))
+    }
 }
 
 /// One recomputation suffices: the flags say by how much every value was too large, and the values are the same again.
 const MAX_RECOMPUTED: u32 = 1;
 
-/// What an applied step reports.
-struct Applied {
-    loss: f64,
-    grad_norm: f64,
-    learning_rate: f64,
-}
-
-fn not_finite(shard: &StepShard, micro_batch: u32) -> WorkerError {
-    let place = match shard.micro_batches.iter().find(|batch| batch.index == micro_batch) {
-        Some(batch) => {
-            let samples: Vec<String> = batch.sequences.iter().map(|sequence| sequence.sample.to_string()).collect();
-            format!("micro-batch {micro_batch} (samples {})", samples.join(", "))
-        }
-        None => format!("micro-batch {micro_batch}, on another rank"),
-    };
-    WorkerError::NonFinite { step: shard.step, place }
-}
+/// As many samples as `train.global_batch` may have: what a step's flags may take of memory.
+const MOST_MICRO_BATCHES: u32 = 1 << 20;
 
 /// Seconds by what they were spent on.
 #[derive(Default)]

@@ -44,6 +44,7 @@ fn describe(audit: &Audit) -> String {
                 Happening::Trained(span) => {
                     format!("  generation {}: steps {} to {}", span.generation, span.first_step, span.last_step)
                 }
+                Happening::Skipped { step, skipped } => format!("  step {step} skipped: {skipped}"),
                 Happening::WentBack { to, voided } => {
                     format!("  nobody had the newest state any more: went back to step {to}, voiding {voided}")
                 }
@@ -64,14 +65,21 @@ fn describe(audit: &Audit) -> String {
         verified.head, verified.redone, audit.reproduced
     ));
     line(format!("{} changes of the membership cost {:.1} s", audit.changes, audit.lost_seconds));
+    if verified.skipped > 0 {
+        let (steps, samples) = (verified.skipped, verified.passed_over);
+        line(format!(
+            "steps skipped because a loss or gradient was not finite: {steps}; samples passed over in them: {samples}"
+        ));
+    }
     let samples = audit.samples;
+    let trained = if verified.skipped > 0 { "trained or skipped" } else { "trained" };
     line(match (verified.complete_epochs, verified.in_progress) {
-        (0, begun) => format!("no sample was trained twice: {begun} of {samples} so far"),
+        (0, begun) => format!("no sample was {trained} twice: {begun} of {samples} so far"),
         (complete, 0) => {
-            format!("every one of {samples} samples was trained exactly once per epoch: complete epochs {complete}")
+            format!("every one of {samples} samples was {trained} exactly once per epoch: complete epochs {complete}")
         }
         (complete, begun) => format!(
-            "every one of {samples} samples was trained exactly once per epoch: complete epochs {complete}, and no sample twice \
+            "every one of {samples} samples was {trained} exactly once per epoch: complete epochs {complete}, and no sample twice \
              in the next: {begun} so far"
         ),
     });
@@ -88,7 +96,7 @@ fn beginning(chapter: &Chapter) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ballast_coordinator::ledger::{Record, SampleSet, StepRecord, Tail};
+    use ballast_coordinator::ledger::{Record, SampleSet, Skipped, StepRecord, Tail};
 
     fn step(step: u64, epoch: u64, at_ms: u64) -> Record {
         Record::Step(StepRecord {
@@ -101,6 +109,7 @@ mod tests {
             tokens: 1,
             state_sha256: format!("{step}"),
             at_ms,
+            skipped: None,
         })
     }
 
@@ -121,6 +130,20 @@ mod tests {
              the last line is unfinished and not counted\n\
              steps that count: 1; redone: 0, of them by the same recipe and to the same state: 0\n\
              0 changes of the membership cost 0.0 s\nno sample was trained twice: 1 of 2 so far\n"
+        );
+        let mut skipped = killed.clone();
+        if let Record::Step(step) = &mut skipped[2] {
+            step.skipped = Some(Skipped { gradient: step.samples.clone(), ..Skipped::default() });
+        }
+        assert_eq!(
+            told(&skipped, Tail::Whole),
+            "coordinator 1 began\n  generation 1.1: steps 1 to 1\n  \
+             step 2 skipped: gradient not finite in the micro-batches of samples 1\n  \
+             it ended without a word, or is still at work\n\
+             steps that count: 2; redone: 0, of them by the same recipe and to the same state: 0\n\
+             0 changes of the membership cost 0.0 s\n\
+             steps skipped because a loss or gradient was not finite: 1; samples passed over in them: 1\n\
+             every one of 2 samples was trained or skipped exactly once per epoch: complete epochs 1\n"
         );
         let end = Record::End { at_ms: 9000, code: Some("B4001".into()), reason: "a worker was lost".into() };
         let again = [&killed[..], &[start(2, 7000), Record::Rewind { to: 1 }, step(2, 2, 8000), end]].concat();

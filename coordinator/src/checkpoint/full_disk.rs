@@ -70,6 +70,7 @@ fn record(step: u64) -> StepRecord {
         // Long, so that a record fills pages.
         state_sha256: "0".repeat(PAGE),
         at_ms: 0,
+        skipped: None,
     }
 }
 

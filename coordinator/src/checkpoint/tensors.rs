@@ -54,19 +54,24 @@ pub fn validate_adapter(file: &str, bytes: &[u8], expected: &AdapterShapes) -> R
 }
 
 /// Accepts an optimizer file: both moments of every adapter tensor (f32, finite), one fixed-point exponent a tensor
-/// (i32), and the step (i64).
+/// (i32), the steps passed and the updates applied in them (i64).
 ///
 /// # Errors
 /// `BadMessage`, naming the tensor.
 pub fn validate_optimizer(file: &str, bytes: &[u8], expected: &AdapterShapes, step: u64) -> Result<(), Failure> {
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| malformed(file, e))?;
-    expect_count(file, &tensors, 2 * expected.shapes.len() + 2)?;
+    expect_count(file, &tensors, 2 * expected.shapes.len() + 3)?;
     expect_vectors(file, &tensors, "first_moment.", expected)?;
     expect_vectors(file, &tensors, "second_moment.", expected)?;
     expect(file, &tensors, "exponents", Dtype::I32, &[expected.shapes.len()])?;
     let stored = expect(file, &tensors, "step", Dtype::I64, &[1])?;
     if stored.data() != step.to_le_bytes() {
         return Err(malformed(file, format!("it is not of step {step}")));
+    }
+    let updates = expect(file, &tensors, "updates", Dtype::I64, &[1])?;
+    // A negative number would be a vast one.
+    if updates.data().try_into().map(u64::from_le_bytes).is_ok_and(|updates| updates > step) {
+        return Err(malformed(file, format!("it counts more updates than {step} steps")));
     }
     Ok(())
 }
@@ -133,11 +138,16 @@ pub(crate) mod tests {
 
     /// An optimizer file of `step` whose every moment is `value`.
     pub(crate) fn optimizer(shapes: &AdapterShapes, value: f32, step: u64) -> Vec<u8> {
+        optimizer_after(shapes, value, step, step as i64)
+    }
+
+    fn optimizer_after(shapes: &AdapterShapes, value: f32, step: u64, updates: i64) -> Vec<u8> {
         let mut tensors = vectors(shapes, "first_moment.", value);
         tensors.extend(vectors(shapes, "second_moment.", value));
         let count = shapes.shapes.len();
         tensors.push(("exponents".into(), Dtype::I32, vec![count], vec![0; 4 * count]));
         tensors.push(("step".into(), Dtype::I64, vec![1], step.to_le_bytes().to_vec()));
+        tensors.push(("updates".into(), Dtype::I64, vec![1], updates.to_le_bytes().to_vec()));
         write(tensors)
     }
 
@@ -201,6 +211,10 @@ pub(crate) mod tests {
         check(&optimizer(&shapes, 0.5, 7), 7).unwrap();
         assert!(check(&optimizer(&shapes, 0.5, 7), 8).unwrap_err().contains("not of step 8"));
         assert!(check(&optimizer(&shapes, f32::NAN, 7), 7).unwrap_err().contains("not finite"));
-        assert!(check(&adapter(&shapes, 0.5), 7).unwrap_err().contains("expected 18"));
+        assert!(check(&adapter(&shapes, 0.5), 7).unwrap_err().contains("expected 19"));
+        check(&optimizer_after(&shapes, 0.5, 7, 5), 7).unwrap();
+        for updates in [8, -1] {
+            assert!(check(&optimizer_after(&shapes, 0.5, 7, updates), 7).unwrap_err().contains("more updates"));
+        }
     }
 }

@@ -74,6 +74,8 @@ pub const KEYS: &[Key] = &[
     key("train.epsilon", Positive(1.0)),
     key("train.clip_norm", NotNegative(1e9)),
     key("train.reduction", Word(&["exact", "fast", "fast-bf16"])),
+    key("train.on_nonfinite", Word(&["stop", "skip"])),
+    key("train.max_skipped", Integer(1, 1_000_000)),
     key("eval.heldout", Path),
     key("eval.heldout_limit", Integer(1, i64::MAX)),
     key("eval.kl_positions", Integer(0, 1024)),

@@ -212,6 +212,11 @@ pub struct Train {
     /// How gradients are summed over micro-batches and workers: `exact` gives the same bits for any number of workers,
     /// `fast` sums f32, `fast-bf16` rounds these sums to bf16 to send them (over NCCL; over TCP they travel as f32).
     pub reduction: Reduction,
+    /// What to do when the loss or the gradient of a micro-batch is NaN or infinite: `stop` the run, or `skip` the step, which then
+    /// updates nothing; its samples count as passed, and the ledger says so.
+    pub on_nonfinite: OnNonFinite,
+    /// With `on_nonfinite = "skip"`: so many skipped steps in succession end the run after all.
+    pub max_skipped: u32,
 }
 
 impl Default for Train {
@@ -231,6 +236,8 @@ impl Default for Train {
             epsilon: 1e-8,
             clip_norm: 1.0,
             reduction: Reduction::Exact,
+            on_nonfinite: OnNonFinite::Stop,
+            max_skipped: 8,
         }
     }
 }

@@ -189,6 +189,17 @@ pub enum Reduction {
     FastBf16,
 }
 
+/// Policy for steps whose loss or gradient is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFinite {
+    /// End the run, naming the step; the checkpoints before it are kept.
+    #[default]
+    Stop,
+    /// Let the step go by without an update, and record which samples it was about.
+    Skip,
+}
+
 /// What a worker computes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

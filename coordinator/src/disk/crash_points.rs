@@ -170,6 +170,7 @@ impl Life {
             tokens: 4,
             state_sha256: state.clone(),
             at_ms: 0,
+            skipped: None,
         };
         let add = |p: &mut Promises| drop(p.lineage.insert(step, state));
         promise(shared, add, || self.ledger.commit(record)).map_err(|e| e.to_string())

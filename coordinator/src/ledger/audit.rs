@@ -1,7 +1,11 @@
 //! The story of a run, from its ledger alone.
 
-use super::{Record, StepRecord, Tail, Verified, verify};
-use serde::{Deserialize, Serialize};
+use super::{
+    Record, StepRecord, Tail, Verified,
+    story::{Chapter, Happening},
+    verify,
+};
+use serde::Serialize;
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -27,83 +31,6 @@ pub struct Audit {
     pub lost_seconds: f64,
     /// Whether a line without an end follows the last record.
     pub unfinished_line: bool,
-}
-
-/// What one coordinator did.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Chapter {
-    /// Its epoch.
-    pub epoch: u64,
-    /// The newest step when it began.
-    pub from: u64,
-    /// Steps that had to be voided under it.
-    pub voided: u64,
-    /// What happened, in order.
-    pub events: Vec<Happening>,
-    /// How it ended; `None` when its process ended without a word.
-    pub ending: Option<String>,
-    /// Code of the failure that it ended with.
-    pub code: Option<String>,
-    #[serde(skip)]
-    started_ms: u64,
-    #[serde(skip)]
-    ended_ms: Option<u64>,
-}
-
-/// Something that a ledger tells of a coordinator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Happening {
-    /// A generation committed steps, whether they still count or not.
-    Trained(Span),
-    /// Nobody had the newest state any more: later steps are void.
-    WentBack {
-        /// Newest step that still counted.
-        to: u64,
-        /// Steps that were voided.
-        voided: u64,
-    },
-}
-
-/// Steps in succession that one generation committed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Span {
-    /// `epoch.number`.
-    pub generation: String,
-    /// Its first step.
-    pub first_step: u64,
-    /// Its last step.
-    pub last_step: u64,
-}
-
-impl Span {
-    /// The spans of steps in their order.
-    pub fn all<'a>(steps: impl IntoIterator<Item = &'a StepRecord>) -> Vec<Self> {
-        let mut spans: Vec<Self> = Vec::new();
-        for step in steps {
-            if !spans.last_mut().is_some_and(|span| span.takes(step)) {
-                spans.push(Self::new(step));
-            }
-        }
-        spans
-    }
-
-    fn new(step: &StepRecord) -> Self {
-        Self { generation: generation(step), first_step: step.step, last_step: step.step }
-    }
-
-    /// Grows by a step if it is of the same generation; whether it is.
-    fn takes(&mut self, step: &StepRecord) -> bool {
-        let same = self.generation == generation(step);
-        if same {
-            self.last_step = step.step;
-        }
-        same
-    }
-}
-
-fn generation(step: &StepRecord) -> String {
-    format!("{}.{}", step.generation.0, step.generation.1)
 }
 
 /// Why a ledger proves nothing.
@@ -247,7 +174,7 @@ impl<'a> Reader<'a> {
             && *recipe == self.recipe
             && !self.recipe.is_empty()
         {
-            if void.state_sha256 != step.state_sha256 {
+            if void.outcome() != step.outcome() {
                 return Err(format!("step {} led to another state when it was redone", step.step));
             }
             self.reproduced += 1;
@@ -257,13 +184,7 @@ impl<'a> Reader<'a> {
         }
         (self.generation, self.changed_hands) = (Some(step.generation), false);
         if let Some(chapter) = self.chapters.last_mut() {
-            let goes_on = match chapter.events.last_mut() {
-                Some(Happening::Trained(span)) => span.takes(step),
-                _ => false,
-            };
-            if !goes_on {
-                chapter.events.push(Happening::Trained(Span::new(step)));
-            }
+            chapter.add(step);
         }
         self.lineage.insert(step.step, (step, self.recipe));
         Ok(())
@@ -272,7 +193,10 @@ impl<'a> Reader<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::SampleSet, *};
+    use super::{
+        super::{SampleSet, Skipped, Span},
+        *,
+    };
 
     fn step(step: u64, generation: (u64, u64), samples: &[u32], state: &str, at_ms: u64) -> Record {
         Record::Step(StepRecord {
@@ -285,6 +209,7 @@ mod tests {
             tokens: 1,
             state_sha256: state.into(),
             at_ms,
+            skipped: None,
         })
     }
 
@@ -318,7 +243,8 @@ mod tests {
     fn a_run_tells_its_story() {
         let told = audit(&eventful("b"), Tail::Whole).unwrap();
         assert_eq!((told.samples, told.reproduced, told.state_sha256.as_deref()), (4, 2, Some("d")));
-        assert_eq!(told.verified, Verified { head: 4, complete_epochs: 1, in_progress: 0, redone: 2 });
+        let verified = Verified { head: 4, complete_epochs: 1, in_progress: 0, redone: 2, skipped: 0, passed_over: 0 };
+        assert_eq!(told.verified, verified);
         let chapters: Vec<_> = told.chapters.iter().map(|c| (c.epoch, c.from, c.voided, c.code.as_deref())).collect();
         assert_eq!(chapters, [(1, 0, 0, None), (2, 3, 2, Some("B4001")), (3, 2, 0, None)]);
         assert_eq!(told.chapters[0].ending, None, "killed");
@@ -352,6 +278,29 @@ mod tests {
         assert_eq!(told.chapters[0].events.len(), 4);
         // From step 2 at 3 s to 7 s, and again to 9 s; a usual second less, each.
         assert!((told.lost_seconds - 8.0).abs() < 1e-9, "{}", told.lost_seconds);
+    }
+
+    #[test]
+    fn a_skipped_step_is_told_between_the_steps_that_were_trained() {
+        let skipped = Skipped { loss: SampleSet::default(), gradient: SampleSet::new([2]).unwrap() };
+        let mut records = eventful("b");
+        let skip = |record: &mut Record| match record {
+            Record::Step(step) if step.step == 3 => step.skipped = Some(skipped.clone()),
+            _ => {}
+        };
+        records.iter_mut().for_each(skip);
+        let told = audit(&records, Tail::Whole).unwrap();
+        assert_eq!((told.verified.skipped, told.verified.passed_over, told.reproduced), (1, 1, 2));
+        let span = |first_step, last_step| Happening::Trained(Span { generation: "3.3".into(), first_step, last_step });
+        assert_eq!(told.chapters[2].events, [Happening::Skipped { step: 3, skipped: skipped.clone() }, span(4, 4)]);
+        let json = serde_json::to_value(&told.chapters[2].events[0]).unwrap();
+        assert_eq!(json, serde_json::json!({"event": "skipped", "step": 3, "loss": "", "gradient": "2"}));
+        // Redone, it must be skipped again, for the same reason.
+        if let Some(Record::Step(step)) = records.iter_mut().rev().find(|r| matches!(r, Record::Step(s) if s.step == 3))
+        {
+            step.skipped = None;
+        }
+        assert!(audit(&records, Tail::Whole).unwrap_err().to_string().contains("step 3 led to another state"));
     }
 
     #[test]

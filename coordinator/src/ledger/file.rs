@@ -50,9 +50,9 @@ pub enum LedgerError {
     Diverged {
         /// The step.
         step: u64,
-        /// Hash now.
+        /// Hash now, and whether it was skipped.
         found: String,
-        /// Hash of the voided record.
+        /// Those of the voided record.
         recorded: String,
     },
     /// A step out of order.
@@ -256,9 +256,9 @@ impl Ledger {
                 if let Some(void) = self.voided.get(&record.step)
                     && void.recipe == self.recipe
                     && !self.recipe.is_empty()
-                    && void.record.state_sha256 != record.state_sha256
+                    && void.record.outcome() != record.outcome()
                 {
-                    let (found, recorded) = (record.state_sha256, void.record.state_sha256.clone());
+                    let (found, recorded) = (record.outcome(), void.record.outcome());
                     return Err(LedgerError::Diverged { step: record.step, found, recorded });
                 }
                 self.last_generation = self.last_generation.max(record.generation.1);
@@ -271,7 +271,10 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::SampleSet, *};
+    use super::{
+        super::{SampleSet, Skipped},
+        *,
+    };
 
     fn step(step: u64, state: u8) -> StepRecord {
         StepRecord {
@@ -284,6 +287,7 @@ mod tests {
             tokens: 4,
             state_sha256: hex::encode([state; 32]),
             at_ms: 1000 * step,
+            skipped: None,
         }
     }
 
@@ -369,6 +373,9 @@ mod tests {
         let error = second.commit(step(3, 9)).unwrap_err();
         assert_eq!(error.code(), ErrorCode::StateDiverged);
         assert_eq!(second.head(), 2);
+        let skipped = Some(Skipped { loss: SampleSet::new([3]).unwrap(), ..Skipped::default() });
+        let error = second.commit(StepRecord { skipped, ..step(3, 3) }).unwrap_err();
+        assert!(error.to_string().contains("(skipped: loss not finite"), "{error}");
         drop(second);
         // Under another recipe (more steps, so other learning rates) there is nothing to reproduce.
         let mut third = ledger(&path);

@@ -1,7 +1,7 @@
 //! Sample indices, written compactly: `3 17-19 40`.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use std::fmt::Write;
+use std::fmt;
 
 /// Distinct sample indices in ascending order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,15 +21,16 @@ impl SampleSet {
         self.0.iter().copied()
     }
 
-    fn to_text(&self) -> String {
-        let mut text = String::new();
-        for run in self.0.chunk_by(|a, b| a + 1 == *b) {
-            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
-            let space = if text.is_empty() { "" } else { " " };
-            // Writing to a string cannot fail.
-            let _ = if first == last { write!(text, "{space}{first}") } else { write!(text, "{space}{first}-{last}") };
-        }
-        text
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
     fn from_text(text: &str) -> Option<Self> {
@@ -47,9 +48,25 @@ impl SampleSet {
     }
 }
 
+impl fmt::Display for SampleSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut space = "";
+        for run in self.0.chunk_by(|a, b| a + 1 == *b) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            if first == last {
+                write!(f, "{space}{first}")?
+            } else {
+                write!(f, "{space}{first}-{last}")?
+            }
+            space = " ";
+        }
+        Ok(())
+    }
+}
+
 impl Serialize for SampleSet {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.to_text())
+        serializer.collect_str(self)
     }
 }
 
@@ -67,8 +84,8 @@ mod tests {
 
     #[test]
     fn ranges_are_compact_and_duplicates_refused() {
-        assert_eq!(SampleSet::new([19, 3, 40, 17, 18]).unwrap().to_text(), "3 17-19 40");
-        assert_eq!(SampleSet::new([]).unwrap().to_text(), "");
+        assert_eq!(SampleSet::new([19, 3, 40, 17, 18]).unwrap().to_string(), "3 17-19 40");
+        assert_eq!(SampleSet::new([]).unwrap().to_string(), "");
         assert_eq!(SampleSet::new([1, 2, 1]), None);
         for bad in ["x", "3 3", "5-4", "4 1", "0-4294967295", "-1"] {
             assert_eq!(SampleSet::from_text(bad), None, "{bad}");
@@ -79,7 +96,7 @@ mod tests {
         #[test]
         fn text_reads_back(samples in proptest::collection::btree_set(any::<u32>(), 0..50)) {
             let set = SampleSet::new(samples).unwrap();
-            prop_assert_eq!(SampleSet::from_text(&set.to_text()), Some(set));
+            prop_assert_eq!(SampleSet::from_text(&set.to_string()), Some(set));
         }
     }
 }

@@ -15,9 +15,16 @@ pub struct Verified {
     pub in_progress: u64,
     /// Steps that were trained more than once because a coordinator had to go back.
     pub redone: u64,
+    /// Steps whose update was not applied, because a loss or a gradient was not finite.
+    #[serde(default)]
+    pub skipped: u64,
+    /// Samples passed over in them, over all epochs.
+    #[serde(default)]
+    pub passed_over: u64,
 }
 
-/// Checks a ledger's records against the number of samples in the prepared set: in the lineage of the newest step,
+/// Checks a ledger's records against the number of samples in the prepared set: in the lineage of the newest step, of which skipped
+/// steps are a part,
 /// steps follow one another without a gap, generations never fall, epochs come in order, no sample occurs twice in an
 /// epoch, and none is missing from an epoch that a later one follows.
 ///
@@ -54,11 +61,14 @@ pub fn verify(records: &[Record], samples: u64) -> Result<Verified, String> {
             }
         }
     }
+    let skipped = || lineage.values().filter(|step| step.skipped.is_some());
     exactly_once(lineage.values().copied(), samples).map(|(complete_epochs, in_progress)| Verified {
         head: lineage.len() as u64,
         complete_epochs,
         in_progress,
         redone,
+        skipped: skipped().count() as u64,
+        passed_over: skipped().map(|step| step.samples.len() as u64).sum(),
     })
 }
 
@@ -93,7 +103,10 @@ fn exactly_once<'a>(steps: impl Iterator<Item = &'a StepRecord>, samples: u64) -
 
 #[cfg(test)]
 mod tests {
-    use super::{super::SampleSet, *};
+    use super::{
+        super::{SampleSet, Skipped},
+        *,
+    };
 
     fn step(step: u64, data_epoch: u64, generation: (u64, u64), samples: &[u32]) -> Record {
         Record::Step(StepRecord {
@@ -106,7 +119,15 @@ mod tests {
             tokens: 1,
             state_sha256: String::new(),
             at_ms: 0,
+            skipped: None,
         })
+    }
+
+    fn skipped(mut record: Record) -> Record {
+        if let Record::Step(step) = &mut record {
+            step.skipped = Some(Skipped { gradient: step.samples.clone(), ..Skipped::default() });
+        }
+        record
     }
 
     fn start(epoch: u64) -> Record {
@@ -122,10 +143,10 @@ mod tests {
             step(3, 1, (1, 1), &[2, 3]),
             start(2),
             Record::Rewind { to: 1 },
-            step(2, 0, (2, 2), &[1, 2]),
+            skipped(step(2, 0, (2, 2), &[1, 2])),
             step(3, 1, (2, 2), &[2, 3]),
         ];
-        let proof = Verified { head: 3, complete_epochs: 1, in_progress: 2, redone: 2 };
+        let proof = Verified { head: 3, complete_epochs: 1, in_progress: 2, redone: 2, skipped: 1, passed_over: 2 };
         assert_eq!(verify(&records, 4), Ok(proof));
     }
 

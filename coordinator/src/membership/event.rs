@@ -4,7 +4,7 @@ use super::WorkerId;
 use ballast_proto::{
     Failure,
     v1::{
-        CommunicatorId, Generation, Heartbeat, JoinRequest, NumericsFingerprint, Ready, StepReport,
+        CommunicatorId, Generation, Heartbeat, JoinRequest, NonFinite, NumericsFingerprint, Ready, StepReport,
         coordinator_message::Message,
     },
 };
@@ -153,6 +153,8 @@ pub struct StepTotals {
     pub loss_tokens: u64,
     /// All tokens.
     pub tokens: u64,
+    /// Micro-batches.
+    pub micro_batches: u32,
 }
 
 /// What is known of the steps of which a worker speaks when it is ready.
@@ -233,13 +235,13 @@ pub struct Commit {
     pub step: u64,
     /// SHA-256 of the state after it.
     pub state_sha256: Vec<u8>,
-    /// Mean loss over the global batch.
+    /// Mean loss over the global batch; of a skipped step, over the micro-batches whose loss was finite.
     pub loss: f64,
     /// Tokens that the mean was taken over.
     pub loss_tokens: u64,
     /// Tokens of the whole step.
     pub tokens: u64,
-    /// Global gradient norm before clipping.
+    /// Global gradient norm before clipping; 0 for a skipped step.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
@@ -249,6 +251,8 @@ pub struct Commit {
     pub reduce_seconds: f64,
     /// How often the step was recomputed with smaller exponents.
     pub recomputed: u32,
+    /// Micro-batches whose loss or gradient was not finite, ascending: when there are any, the step was skipped.
+    pub not_finite: Vec<NonFinite>,
 }
 
 /// How a run ended.

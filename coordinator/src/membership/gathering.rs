@@ -156,6 +156,7 @@ impl State {
         out.push(Effect::Rewind { to });
         (self.recorded, self.committed, self.horizon) = (to, to, to);
         self.reports.clear();
+        self.skipped.split_off(&(to + 1));
         self.rewinding = true;
     }
 

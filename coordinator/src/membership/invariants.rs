@@ -20,6 +20,7 @@ pub fn check(state: &State) -> Result<(), String> {
     let begun = state.generation.as_ref().map_or(state.recorded, |active| active.start_step).max(state.committed);
     ensure(state.horizon <= begun + 1 + state.settings.prefetch_steps, "data is streamed too far ahead")?;
     ensure(state.horizon <= state.boundary().0, "data is streamed beyond the end")?;
+    ensure(state.skipped.iter().all(|step| *step <= state.recorded), "a skipped step that is not recorded")?;
     ensure(state.reports.keys().all(|step| *step > state.recorded), "a report of a recorded step is kept")?;
     let working = matches!(state.phase, Phase::Training | Phase::Evaluating);
     ensure(!state.rewinding || !working, "the ledger goes back while workers train")?;

@@ -30,6 +30,7 @@ mod liveness;
 mod member;
 mod readiness;
 mod roster;
+mod skipping;
 mod state;
 mod training;
 

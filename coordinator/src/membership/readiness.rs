@@ -115,6 +115,7 @@ impl State {
             && planned
             && report.loss.is_finite()
             && report.grad_norm.is_finite()
+            && (report.not_finite.is_empty() || self.settings.max_skipped.is_some())
             && report.generation.is_some_and(of_its_time);
         if plausible {
             self.reports.entry(step).or_default().entry(worker).or_insert_with(|| report.clone());

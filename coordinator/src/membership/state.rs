@@ -1,6 +1,6 @@
 //! What the membership knows.
 
-use super::{Outcome, StepTotals, member::Member, roster::Roster};
+use super::{Outcome, member::Member, roster::Roster};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Generation, NumericsFingerprint, StepReport, Timeouts, Transport},
@@ -38,6 +38,10 @@ pub struct Settings {
     pub checkpoint: Option<u64>,
     /// Optimizer steps in the whole run.
     pub total_steps: u64,
+    /// Steps of the ledger that were skipped.
+    pub skipped: BTreeSet<u64>,
+    /// So many skipped steps in succession end the run; `None` where no step may be skipped.
+    pub max_skipped: Option<u64>,
     /// How the run wants its ranks to meet.
     pub collective: v1::Collective,
     /// Steps streamed ahead of the one in training, at most.
@@ -81,6 +85,8 @@ pub struct State {
     pub(super) recorded_generation: u64,
     /// Newest step durable in the ledger.
     pub(super) committed: u64,
+    /// Recorded steps that were skipped, as far as they may still matter.
+    pub(super) skipped: BTreeSet<u64>,
     /// Whether the ledger is being told that later steps are void.
     pub(super) rewinding: bool,
     /// Newest step whose shards may be streamed.
@@ -176,6 +182,7 @@ impl State {
             recorded: settings.head,
             recorded_generation: settings.last_generation,
             committed: settings.head,
+            skipped: settings.skipped.clone(),
             rewinding: false,
             horizon: settings.head,
             committed_at: 0,
@@ -361,12 +368,5 @@ impl State {
 
     pub(super) fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Over(_))
-    }
-}
-
-impl StepTotals {
-    /// Whether a report counts the tokens that the plan has.
-    pub(super) fn agree(&self, report: &StepReport) -> bool {
-        self.loss_tokens == report.loss_tokens && self.tokens == report.tokens
     }
 }

@@ -6,16 +6,17 @@ mod histories;
 mod many;
 mod scenarios;
 mod simulation;
+mod skipping;
 
 use super::*;
 use ballast_proto::v1::{
     Collective, CommunicatorId, Generation, GenerationFormed, Heartbeat, HeldState, JoinRequest, NumericsFingerprint,
     Ready, StepReport, Timeouts, coordinator_message::Message,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) const MODEL: &str = "model";
-pub(super) const PLAN: StepTotals = StepTotals { loss_tokens: 10, tokens: 20 };
+pub(super) const PLAN: StepTotals = StepTotals { loss_tokens: 10, tokens: 20, micro_batches: 4 };
 
 pub(super) fn settings(workers: usize) -> Settings {
     Settings {
@@ -30,6 +31,8 @@ pub(super) fn settings(workers: usize) -> Settings {
         head: 0,
         checkpoint: None,
         total_steps: 6,
+        skipped: BTreeSet::new(),
+        max_skipped: None,
         collective: Collective::Auto,
         prefetch_steps: 1,
         evaluate: false,
@@ -74,6 +77,7 @@ pub(super) fn report(generation: Generation, step: u64, state: u8) -> StepReport
         compute_seconds: 0.1,
         reduce_seconds: 0.2,
         recomputed: 0,
+        not_finite: Vec::new(),
     }
 }
 

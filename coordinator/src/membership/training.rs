@@ -45,9 +45,14 @@ impl State {
             return;
         }
         if report.state_sha256.len() != 32 || !planned.is_some_and(|plan| plan.agree(&report)) {
-            let what =
-                format!("reported step {} with token counts that are not the plan's, or a malformed hash", expected);
+            let what = format!(
+                "reported step {expected} with token counts or micro-batches that are not the plan's, or a malformed hash"
+            );
             self.misbehaved(worker, &what, now, out);
+            return;
+        }
+        if !report.not_finite.is_empty() && self.settings.max_skipped.is_none() {
+            self.misbehaved(worker, &format!("skipped step {expected}, which no setting allows"), now, out);
             return;
         }
         if !report.loss.is_finite() || !report.grad_norm.is_finite() {
@@ -81,7 +86,7 @@ impl State {
         }
     }
 
-    /// Hands the next step to the ledger, as those report it who were there; whether they agree.
+    /// Hands the next step to the ledger, as those report it who were there; whether they agree, and the run goes on.
     pub(super) fn record(&mut self, step: u64, out: &mut Vec<Effect>) -> bool {
         let reports = self.reports.remove(&step).unwrap_or_default();
         match agreement(&reports) {
@@ -89,7 +94,8 @@ impl State {
                 out.push(Effect::Persist(commit(report, &reports)));
                 self.recorded_generation = report.generation.map_or(self.recorded_generation, |g| g.number);
                 self.recorded = step;
-                true
+                let skipped = !report.not_finite.is_empty();
+                self.bear_skipped(step, skipped, out)
             }
             Err(apart) => {
                 let workers: Vec<String> = apart.iter().map(|worker| self.label(*worker)).collect();
@@ -164,19 +170,23 @@ impl State {
 /// The report that all agree on, or those who stand apart: whoever is outside the largest group of equals (all of them when no
 /// group is larger than every other).
 fn agreement(reports: &BTreeMap<WorkerId, StepReport>) -> Result<&StepReport, Vec<WorkerId>> {
-    let mut groups: BTreeMap<(&[u8], u64), Vec<WorkerId>> = BTreeMap::new();
+    let same = |a: &StepReport, b: &StepReport| {
+        a.state_sha256 == b.state_sha256 && a.loss.to_bits() == b.loss.to_bits() && a.not_finite == b.not_finite
+    };
+    let mut groups: Vec<(&StepReport, Vec<WorkerId>)> = Vec::new();
     for (worker, report) in reports {
-        groups.entry((&report.state_sha256, report.loss.to_bits())).or_default().push(*worker);
+        match groups.iter_mut().find(|(first, _)| same(first, report)) {
+            Some((_, members)) => members.push(*worker),
+            None => groups.push((report, vec![*worker])),
+        }
     }
-    if groups.len() == 1
-        && let Some(report) = reports.values().next()
-    {
+    if let [(report, _)] = groups[..] {
         return Ok(report);
     }
-    let largest = groups.values().map(Vec::len).max().unwrap_or(0);
-    let rivals = groups.values().filter(|group| group.len() == largest).count() > 1;
+    let largest = groups.iter().map(|(_, members)| members.len()).max().unwrap_or(0);
+    let rivals = groups.iter().filter(|(_, members)| members.len() == largest).count() > 1;
     let mut apart: Vec<WorkerId> =
-        groups.into_values().filter(|group| rivals || group.len() < largest).flatten().collect();
+        groups.into_iter().map(|(_, members)| members).filter(|m| rivals || m.len() < largest).flatten().collect();
     apart.sort_unstable();
     Err(apart)
 }
@@ -195,5 +205,6 @@ fn commit(report: &StepReport, reports: &BTreeMap<WorkerId, StepReport>) -> Comm
         compute_seconds: longest(|r| r.compute_seconds),
         reduce_seconds: longest(|r| r.reduce_seconds),
         recomputed: report.recomputed,
+        not_finite: report.not_finite.clone(),
     }
 }

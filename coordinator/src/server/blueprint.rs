@@ -239,6 +239,7 @@ impl Blueprint {
             collective: self.collective().into(),
             workers: self.run.cluster.workers,
             activation_checkpointing: train.activation_checkpointing,
+            skip_non_finite: train.on_nonfinite == config::OnNonFinite::Skip,
             largest_micro_batch_tokens: self.largest_micro_batch_tokens,
         }
     }

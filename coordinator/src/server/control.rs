@@ -10,8 +10,7 @@ use super::{
 use crate::{
     checkpoint::RunRecord,
     evaluation::{Next, Queue},
-    ledger::{SampleSet, StepRecord},
-    membership::{self, Commit, Effect, Event, KnownStep, Level, MemberStatus, Outcome, Phase, Seat, State, WorkerId},
+    membership::{self, Effect, Event, KnownStep, Level, MemberStatus, Outcome, Phase, Seat, State, WorkerId},
     site::Site,
 };
 use ballast_proto::{
@@ -339,7 +338,7 @@ impl Control {
         answer
     }
 
-    fn feed(&mut self, event: Event) {
+    pub(super) fn feed(&mut self, event: Event) {
         let committed = match event {
             Event::Committed { step } => self.in_flight.remove(&step),
             _ => None,
@@ -411,58 +410,5 @@ impl Control {
         if last {
             session.outbound = None;
         }
-    }
-
-    fn rewind(&mut self, to: u64) {
-        let voided = self.hashes.split_off(&(to + 1)).len();
-        self.in_flight.clear();
-        self.metrics.retain(|metrics| metrics.step <= to);
-        self.recorder.write(Entry::Rewind { to });
-        self.display.warn(format!(
-            "no worker holds the newest state: {voided} steps after step {to} are trained again, and each must lead to the \
-             same state"
-        ));
-    }
-
-    fn persist(&mut self, commit: Commit) {
-        let step = self.blueprint.step(commit.step);
-        let plan = step.as_ref().map(|step| &step.plan);
-        let (data_epoch, samples) =
-            plan.map(|p| (p.epoch, SampleSet::new(p.micro_batches.iter().flatten().copied()))).unwrap_or_default();
-        let Some(samples) = samples else {
-            let message = format!("the plan has a sample twice in step {}", commit.step);
-            self.feed(Event::Failed(Failure::new(ErrorCode::Internal, message)));
-            return;
-        };
-        let now = Instant::now();
-        let seconds = now.duration_since(std::mem::replace(&mut self.last_step_at, now)).as_secs_f64();
-        let metrics = StepMetrics {
-            step: commit.step,
-            epoch: data_epoch,
-            generation: commit.generation.to_string(),
-            loss: commit.loss,
-            loss_tokens: commit.loss_tokens,
-            tokens: commit.tokens,
-            grad_norm: commit.grad_norm,
-            learning_rate: commit.learning_rate,
-            seconds,
-            compute_seconds: commit.compute_seconds,
-            reduce_seconds: commit.reduce_seconds,
-            recomputed: commit.recomputed,
-        };
-        let record = StepRecord {
-            step: commit.step,
-            data_epoch,
-            generation: (commit.generation.epoch, commit.generation.number),
-            samples,
-            loss: commit.loss,
-            loss_tokens: commit.loss_tokens,
-            tokens: commit.tokens,
-            state_sha256: hex::encode(&commit.state_sha256),
-            at_ms: self.site.now_ms(),
-        };
-        self.hashes.insert(commit.step, commit.state_sha256);
-        self.in_flight.insert(commit.step, metrics.clone());
-        self.recorder.write(Entry::Step(record, metrics));
     }
 }

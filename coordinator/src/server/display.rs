@@ -180,8 +180,14 @@ impl Display {
         }
         let seconds: f64 = self.recent.iter().map(|(seconds, _)| seconds).sum();
         let tokens: u64 = self.recent.iter().map(|(_, tokens)| tokens).sum();
+        if let Some(skipped) = metrics.skipped.clone() {
+            tracing::warn!(step = metrics.step, "skipped: {skipped}");
+            self.emit(RunEvent::StepSkipped { step: metrics.step, skipped });
+        }
         self.progress(|p| {
-            p.loss = Some(metrics.loss);
+            if metrics.skipped.is_none() {
+                p.loss = Some(metrics.loss);
+            }
             if seconds > 0.0 {
                 p.tokens_per_second = Some(tokens as f64 / seconds);
                 p.seconds_per_step = Some(seconds / self.recent.len() as f64);
@@ -197,6 +203,7 @@ impl Display {
             learning_rate: metrics.learning_rate,
             seconds: metrics.seconds,
             recomputed: metrics.recomputed,
+            skipped: metrics.skipped.is_some(),
         });
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     config::LookAheadMode,
     evaluation::{Queue, Reading, summarize},
     json,
-    ledger::{Ledger, Span},
+    ledger::{Ledger, Span, StepRecord},
     membership::MemberStatus,
     report::{self, Report},
     site::Site,
@@ -160,7 +160,8 @@ impl Files {
                 binary_sha256: blueprint.binary_sha256.clone(),
             },
             data: blueprint.data.stats.clone(),
-            losses: ledger.steps().map(|s| s.loss).collect(),
+            losses: ledger.steps().filter(|s| s.skipped.is_none()).map(|s| s.loss).collect(),
+            skipped: ledger.steps().filter_map(skipped).collect(),
             throughput: throughput(ledger, &metrics, total_seconds, evaluation_seconds),
             workers: workers.into_iter().filter_map(|m| Some(report::Worker { rank: m.rank?, name: m.name })).collect(),
             exactly_once,
@@ -181,6 +182,10 @@ impl Files {
             ..outcome.clone()
         })
     }
+}
+
+fn skipped(step: &StepRecord) -> Option<report::SkippedStep> {
+    Some(report::SkippedStep { step: step.step, skipped: step.skipped.clone()? })
 }
 
 /// The run file as it is in effect, but for what only says where things are and how they are shown.

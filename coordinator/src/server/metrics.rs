@@ -3,6 +3,7 @@
 use crate::{
     disk::{self, Disk, DiskFile},
     json,
+    ledger::Skipped,
 };
 use ballast_proto::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct StepMetrics {
     pub reduce_seconds: f64,
     /// How often the step was recomputed with smaller exponents.
     pub recomputed: u32,
+    /// Why its update was not applied: its loss is that of what was finite, and it has no gradient norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Skipped>,
 }
 
 /// What opening the file gave.
@@ -152,6 +156,7 @@ mod tests {
             compute_seconds: 0.2,
             reduce_seconds: 0.01,
             recomputed: 0,
+            skipped: None,
         }
     }
 

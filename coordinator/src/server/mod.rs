@@ -27,6 +27,7 @@ mod methods;
 mod metrics;
 mod progress;
 mod recorder;
+mod records;
 mod relay;
 mod saving;
 mod serve;
@@ -46,7 +47,7 @@ pub use progress::{Progress, RunEvent, RunPhase};
 
 use crate::{
     checkpoint::{self, sha256_hex},
-    config::{Reduction, Resolved},
+    config::{OnNonFinite, Reduction, Resolved},
     evaluation::Queue,
     membership::{Event, Settings, State},
     report,
@@ -367,6 +368,9 @@ fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, evaluat
         head: directory.ledger.head(),
         checkpoint: directory.checkpoint_step(),
         total_steps: blueprint.total_steps,
+        skipped: directory.ledger.steps().filter(|step| step.skipped.is_some()).map(|step| step.step).collect(),
+        max_skipped: (blueprint.run.train.on_nonfinite == OnNonFinite::Skip)
+            .then_some(blueprint.run.train.max_skipped.into()),
         collective: blueprint.collective(),
         prefetch_steps: cluster.prefetch_steps.into(),
         evaluate,

@@ -1,6 +1,6 @@
 //! What a person sees while the run goes on.
 
-use crate::{membership::MemberStatus, report::Checkpoints};
+use crate::{ledger::Skipped, membership::MemberStatus, report::Checkpoints};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -62,6 +62,16 @@ pub enum RunEvent {
         seconds: f64,
         /// How often the step was recomputed with smaller exponents.
         recomputed: u32,
+        /// Whether its update was not applied; then its loss is that of what was finite, and it has no gradient norm.
+        skipped: bool,
+    },
+    /// The update of a step was not applied, because a loss or a gradient was not finite (`train.on_nonfinite = "skip"`).
+    StepSkipped {
+        /// 1-based number.
+        step: u64,
+        /// In which micro-batches.
+        #[serde(flatten)]
+        skipped: Skipped,
     },
     /// A checkpoint is durable.
     Checkpoint {

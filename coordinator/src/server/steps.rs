@@ -54,10 +54,12 @@ impl Steps {
 /// Token counts of a step, over all ranks.
 fn totals(plan: &StepPlan, samples: &[Sequence]) -> StepTotals {
     let trained = plan.micro_batches.iter().flatten().filter_map(|sample| samples.get(*sample as usize));
-    let zero = StepTotals { loss_tokens: 0, tokens: 0 };
+    let micro_batches = u32::try_from(plan.micro_batches.len()).unwrap_or(u32::MAX);
+    let zero = StepTotals { loss_tokens: 0, tokens: 0, micro_batches };
     trained.fold(zero, |sum, sample| StepTotals {
         loss_tokens: sum.loss_tokens + loss_tokens(sample),
         tokens: sum.tokens + sample.token_ids.len() as u64,
+        ..sum
     })
 }
 

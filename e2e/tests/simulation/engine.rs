@@ -161,6 +161,7 @@ impl Engine for StandIn {
             compute_seconds: 0.01,
             reduce_seconds: 0.01,
             recomputed: 0,
+            not_finite: Vec::new(),
         })
     }
 

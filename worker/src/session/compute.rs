@@ -357,5 +357,6 @@ fn report(generation: Generation, step: u64, outcome: &StepOutcome) -> StepRepor
         compute_seconds: outcome.compute_seconds,
         reduce_seconds: outcome.reduce_seconds,
         recomputed: outcome.recomputed,
+        not_finite: outcome.not_finite.clone(),
     }
 }

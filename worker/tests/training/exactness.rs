@@ -1,14 +1,13 @@
 //! The same bits, however the work is divided.
 
+use super::skipping::poisonous;
 use super::support::{ThreadRank, decoder, part, run_spec, sample, shard, trainer};
 use ballast_basemodel::Architecture;
 use ballast_kernels::cpu::CpuBackend;
 use ballast_proto::v1::{Lora, Reduction, RunSpec, Sequence, StepShard};
 use ballast_worker::WorkerError;
 use ballast_worker::collective::Solo;
-use ballast_worker::model::Decoder;
 use ballast_worker::trainer::{StepOutcome, Trainer};
-use std::sync::Arc;
 
 const STEPS: u64 = 3;
 
@@ -126,16 +125,7 @@ fn an_overflowing_step_is_recomputed_alike_by_any_division() {
 
 #[test]
 fn a_gradient_that_is_not_finite_names_its_samples_and_changes_nothing() {
-    let backend = Arc::new(CpuBackend::new(1).unwrap());
-    let weights = |name: &str, shape: &[usize]| {
-        let mut values = super::support::uniform(name, shape.iter().product(), 0.5);
-        if name == "model.embed_tokens.weight" {
-            values[60 * Architecture::tiny().hidden_size] = f32::NAN;
-        }
-        Ok(values)
-    };
-    let decoder = Arc::new(Decoder::from_weights(&backend, &Architecture::tiny(), &weights).unwrap());
-    let mut trainer = trainer(&decoder, &run_spec());
+    let mut trainer = trainer(&poisonous(), &run_spec());
     let before = trainer.export_state().unwrap();
     let mut poisoned = sample(8, 9, 2, 61);
     poisoned.token_ids[3] = 60;

@@ -15,5 +15,6 @@ mod memory;
 mod overlap;
 mod parity;
 mod resume;
+mod skipping;
 mod support;
 mod whole_model;

@@ -122,6 +122,16 @@ fn files_that_do_not_fit_are_refused_and_nothing_is_touched() {
             ),
             "step 9",
         ),
+        (
+            replaced(
+                1,
+                edited(optimizer, "updates", |d, s, data| {
+                    data[0] = 2;
+                    Some((d, s))
+                }),
+            ),
+            "2 updates in 1 steps",
+        ),
     ];
     for (files, expected) in cases {
         let error = trainer.import_state(1, &files).unwrap_err();

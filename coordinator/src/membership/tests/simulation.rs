@@ -5,13 +5,15 @@
 //! One seed, one history: there is no clock, no thread and no hash map in it.
 
 use super::*;
-use ballast_proto::v1::StateSource;
+use ballast_proto::v1::{NonFinite, StateSource};
 use std::collections::VecDeque;
 
 /// Steps of a run.
 const STEPS: u64 = 24;
 /// Places for workers.
 const WORKERS: usize = 3;
+/// Steps whose gradient is not finite, and the micro-batch.
+const SKIPPED: [(u64, u32); 3] = [(6, 1), (7, 0), (15, 3)];
 /// Events of a history while things go wrong.
 const STORM: u64 = 2000;
 /// Events by which a run must be complete once nothing goes wrong any more.
@@ -123,7 +125,7 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
         let min_workers = 1 + dice.below(2) as usize;
-        let settings = Settings { min_workers, total_steps: STEPS, ..settings(WORKERS) };
+        let settings = Settings { min_workers, total_steps: STEPS, max_skipped: Some(3), ..settings(WORKERS) };
         Self {
             dice,
             run: Run::new(settings),
@@ -175,6 +177,7 @@ impl World {
         let event = match self.writing.pop_front() {
             Some(Effect::Persist(commit)) => {
                 assert_eq!(commit.step, self.ledger.len() as u64 + 1, "a gap in the ledger, or a step twice");
+                assert_eq!(commit.not_finite, not_finite(commit.step), "step {}", commit.step);
                 self.ledger.push((commit.step, commit.generation));
                 Event::Committed { step: commit.step }
             }
@@ -207,6 +210,7 @@ impl World {
             last_generation: self.ledger.iter().map(|(_, g)| g.number).max().unwrap_or(0),
             head: self.ledger.len() as u64,
             checkpoint: self.checkpoint,
+            skipped: self.ledger.iter().map(|(step, _)| *step).filter(|step| !not_finite(*step).is_empty()).collect(),
             numerics: Some(fingerprint()),
             ..self.run.state.settings.clone()
         };
@@ -352,7 +356,7 @@ impl World {
         if place.contributed > applied {
             let step = place.contributed;
             if self.reductions.get(&(generation, step)) == Some(&world) {
-                let report = report(generation, step, step as u8);
+                let report = StepReport { not_finite: not_finite(step), ..report(generation, step, step as u8) };
                 let state_sha256 = report.state_sha256.clone();
                 let mut reports = self.workers[who].held.take().map(|held| held.reports).unwrap_or_default();
                 reports.push(report.clone());
@@ -521,6 +525,11 @@ impl World {
         }
         self.tally
     }
+}
+
+fn not_finite(step: u64) -> Vec<NonFinite> {
+    let skipped = SKIPPED.iter().filter(|(skipped, _)| *skipped == step);
+    skipped.map(|(_, micro_batch)| NonFinite { micro_batch: *micro_batch, loss: false, gradient: true }).collect()
 }
 
 impl Worker {

@@ -159,6 +159,7 @@ impl FakeWorker {
             compute_seconds: 0.01,
             reduce_seconds: 0.01,
             recomputed: 0,
+            not_finite: Vec::new(),
         }
     }
 

@@ -191,6 +191,7 @@ impl Engine for Adder {
             compute_seconds: 0.0,
             reduce_seconds: 0.0,
             recomputed: 0,
+            not_finite: Vec::new(),
         })
     }
 
