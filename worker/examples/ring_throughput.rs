@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         rank,
                         addresses: addresses.clone(),
                         timeout: Duration::from_secs(60),
+                        lease: Duration::from_secs(60),
                     };
                     scope.spawn(move || measure(listener, config))
                 })
