@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                         next_address: addresses[(rank + 1) % world].clone(),
                         previous_address: addresses[(rank + world - 1) % world].clone(),
                         timeout: Duration::from_secs(60),
+                        lease: Duration::from_secs(60),
                     };
                     scope.spawn(move || measure(listener, config))
                 })

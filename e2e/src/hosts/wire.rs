@@ -140,14 +140,17 @@ impl Shared {
     }
 }
 
+/// A frame under way: when it arrives, as the how manieth it was sent, for whom, and what.
+type Frame = (Instant, u64, Host, Vec<u8>);
+
 /// The thread's own.
 struct Carrier {
     socket: UdpSocket,
     hosts: u8,
     shared: Arc<Shared>,
     dice: ChaCha8Rng,
-    /// Frames on their way, by when they arrive and in the order in which they were sent.
-    under_way: BinaryHeap<Reverse<(Instant, u64, Host, Vec<u8>)>>,
+    /// By when they arrive, and in the order in which they were sent.
+    under_way: BinaryHeap<Reverse<Frame>>,
     sent: u64,
     /// When the last frame of each way arrives.
     latest: BTreeMap<(Host, Host), Instant>,
