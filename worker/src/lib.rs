@@ -24,6 +24,7 @@ pub mod schedule;
 mod session;
 mod state;
 mod sums;
+mod timing;
 pub mod trainer;
 
 pub use device::Device;

@@ -7,8 +7,9 @@ use super::{
     member::{Member, Standing},
     state::{ActiveGeneration, Closing},
 };
-use ballast_proto::exit;
 use ballast_proto::v1::{Generation, GenerationFormed, Goodbye, StateSource, coordinator_message::Message};
+use ballast_proto::{ErrorCode, exit};
+use std::sync::Arc;
 
 /// The state that a generation starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,6 +202,7 @@ impl State {
             transport,
             communicator_made: false,
             closing: None,
+            paces: Arc::default(),
         });
         self.reports.clear();
         self.phase = Phase::Training;
@@ -263,12 +265,19 @@ impl State {
     }
 
     pub(super) fn draining(&mut self, worker: WorkerId, reason: String, now: u64, out: &mut Vec<Effect>) {
-        let Some(member) = self.members.get_mut(&worker) else { return };
-        if member.draining.is_some() {
+        // Whoever is on its way out leaves of its own accord now.
+        self.pardon(worker);
+        if self.members.get(&worker).is_none_or(|member| member.draining.is_some()) {
             return;
         }
-        member.draining = Some(reason.clone());
         out.push(note(Level::Info, format!("{} wants to leave: {reason}", self.label(worker))));
+        self.leave_soon(worker, reason, now, out);
+    }
+
+    /// Lets a worker go at the next step boundary at which it can be spared.
+    pub(super) fn leave_soon(&mut self, worker: WorkerId, reason: String, now: u64, out: &mut Vec<Effect>) {
+        let Some(member) = self.members.get_mut(&worker) else { return };
+        member.draining = Some(reason);
         match self.phase {
             Phase::Gathering => self.gather(now, out),
             Phase::Training => {
@@ -292,7 +301,8 @@ impl State {
             let Some(member) = self.members.get(&worker) else { continue };
             let reason = member.draining.clone().unwrap_or_default();
             out.push(note(Level::Info, format!("{} leaves: {reason}", self.label(worker))));
-            let goodbye = Goodbye { reason, exit_code: exit::RETRY.into() };
+            let error_code = if member.expelled { ErrorCode::TooSlow.to_string() } else { String::new() };
+            let goodbye = Goodbye { reason, exit_code: exit::RETRY.into(), error_code };
             out.push(Effect::Send { worker, message: Message::Goodbye(goodbye) });
             self.members.remove(&worker);
             if self.phase == Phase::Evaluating {

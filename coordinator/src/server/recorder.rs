@@ -2,12 +2,13 @@
 
 use super::{
     control::Command,
+    directory::now_ms,
     metrics::{MetricsFile, StepMetrics},
 };
 use crate::{
     checkpoint::{RunRecord, Store},
     ledger::{Ledger, StepRecord},
-    membership::Event,
+    membership::{Event, SlowWorker},
 };
 use ballast_proto::{ErrorCode, Failure, fault};
 use std::{
@@ -25,6 +26,8 @@ pub(super) enum Entry {
         /// Newest step that still counts.
         to: u64,
     },
+    /// A worker held the others up.
+    Slow(SlowWorker),
     /// `run.json`, with the arithmetic of the first worker.
     Run(RunRecord),
 }
@@ -83,6 +86,7 @@ fn record(
                 let written = ledger.rewind(to).map_err(Failure::from).and_then(|()| metrics.rewind(to));
                 written.map(|()| Some(Event::Rewound { to }))
             }
+            Entry::Slow(slow) => ledger.slow(now_ms(), slow).map_err(Failure::from).map(|()| None),
             Entry::Run(run) => run.write(store).map(|()| None),
         };
         let (event, failed) = match event {
