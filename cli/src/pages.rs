@@ -57,6 +57,7 @@ pages! {
     TlsRefused "B4015"
     TooManyConnections "B4016"
     DeadlineExceeded "B4017"
+    TooSlow "B4018"
     StorageFailed "B5001"
     CheckpointCorrupt "B5002"
     CheckpointMismatch "B5003"

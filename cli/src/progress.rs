@@ -124,6 +124,8 @@ fn line(event: &RunEvent) -> Option<String> {
         RunEvent::WorkerLost { worker, name, reason } => format!("worker {worker} ({name}) is lost: {reason}"),
         RunEvent::Waiting { reason } => format!("waiting: {reason}"),
         RunEvent::StepSkipped { step, skipped } => format!("warning: step {step} was skipped: {skipped}"),
+        RunEvent::WorkerSlow { reason, drained: true, .. } => format!("warning: {reason}; it is asked to leave"),
+        RunEvent::WorkerSlow { reason, .. } => format!("warning: {reason}"),
         RunEvent::Warning { message } => format!("warning: {message}"),
         RunEvent::Stopping { reason } => format!("stopping: {reason}"),
         // A warning comes with it.

@@ -109,6 +109,10 @@ impl LocalWorkers {
 
     /// Starts another process for a worker whose process was killed, or says that it is worth another start.
     pub(crate) fn replace(&mut self, ended: &mut Ended) -> Next {
+        if ended.own_code() == Some(ErrorCode::TooSlow) {
+            // It would not be let in again.
+            return Next::Gone;
+        }
         let (Some(worker), true) = (self.workers.get_mut(ended.number), ended.worth_another_start()) else {
             return ended.failure().map_or(Next::Gone, Next::Failed);
         };
@@ -202,6 +206,12 @@ impl Ended {
         let code = self.status.as_ref().ok().and_then(ExitStatus::code);
         let tail = tail(&self.log, self.log_start).unwrap_or_default();
         code == Some(exit_code.into()) && !tail.iter().any(|line| own_words(line).is_some())
+    }
+
+    /// The code that its last words have.
+    fn own_code(&self) -> Option<ErrorCode> {
+        let tail = tail(&self.log, self.log_start).unwrap_or_default();
+        tail.iter().rev().find_map(|line| own_words(line)).map(|(code, _)| code)
     }
 
     /// Whether another process may do better: this one was killed, or says that its failure was a passing one.
@@ -315,6 +325,22 @@ mod tests {
         assert!(arguments.iter().all(|argument| !argument.contains("s3cret")), "{arguments:?}");
         let told = command.get_envs().find(|(name, _)| *name == TOKEN).and_then(|(_, value)| value);
         assert_eq!(told.and_then(|value| value.to_str()), Some(secret.as_str()));
+    }
+
+    #[test]
+    fn a_worker_that_is_not_let_in_again_is_not_started_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("worker-0.log");
+        let command = Command::new(directory.path().join("not there"));
+        let worker = LocalWorker { command, log: log.clone(), started: Instant::now(), short_lives: 0 };
+        let mut workers = LocalWorkers { running: JoinSet::new(), workers: vec![worker] };
+        let mut next = |words: &str| {
+            std::fs::write(&log, words).unwrap();
+            let status = Ok(ExitStatus::from_raw(75 << 8));
+            workers.replace(&mut Ended { number: 0, status, log: log.clone(), log_start: 0, short_lives: 0 })
+        };
+        assert_eq!(next("error[B4018]: worker 1 (local-0) is slow\n"), Next::Gone);
+        assert!(matches!(next("error[B4007]: a worker left the run\n"), Next::Failed(_)), "it was to be started");
     }
 
     #[test]

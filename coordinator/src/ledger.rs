@@ -55,6 +55,19 @@ pub enum Record {
         /// Newest step that still counts.
         to: u64,
     },
+    /// A worker held the others up. Of no consequence for what was trained.
+    Slow {
+        /// When, in milliseconds since 1970.
+        at_ms: u64,
+        /// The newest step that it was judged by.
+        step: u64,
+        /// Its name.
+        worker: String,
+        /// Its seconds a token, in times of the others' median.
+        ratio: f64,
+        /// Whether it was asked to leave.
+        drained: bool,
+    },
     /// A coordinator ended the run or gave it up.
     End {
         /// When, in milliseconds since 1970.

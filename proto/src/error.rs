@@ -96,6 +96,7 @@ error_table! {
     TlsRefused = "B4015", Unavailable, false, FAILED, "the TLS connection was refused";
     TooManyConnections = "B4016", ResourceExhausted, true, RETRY, "the coordinator has no room for another connection";
     DeadlineExceeded = "B4017", DeadlineExceeded, true, RETRY, "the coordinator did not answer in time";
+    TooSlow = "B4018", FailedPrecondition, false, RETRY, "the worker is too slow for the others";
 
     StorageFailed = "B5001", Internal, true, FAILED, "the run directory cannot be written";
     CheckpointCorrupt = "B5002", DataLoss, false, FAILED, "no checkpoint verifies";

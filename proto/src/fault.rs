@@ -4,12 +4,18 @@
 //!
 //! - `kill`, `stop` or `term`: the process sends itself that signal the first time that it passes the point in the step of this number
 //!   or a later one. It says so on standard error first.
+//! - `slow`, at `compute`: every micro-batch takes this many milliseconds longer.
 //! - `nan`, at `loss` or `gradient`: that of the micro-batch with the sample of this number is never finite.
 
 /// Passes a point in the work on a step.
 #[cfg(not(feature = "fault-points"))]
 #[inline]
 pub fn point(_point: &'static str, _step: u64) {}
+
+/// Takes longer than it should.
+#[cfg(not(feature = "fault-points"))]
+#[inline]
+pub fn drag(_point: &'static str) {}
 
 /// Whether what is computed at a point from a sample is to be no number.
 #[cfg(not(feature = "fault-points"))]
@@ -20,12 +26,13 @@ pub fn poisons(_point: &'static str, _sample: u64) -> bool {
 }
 
 #[cfg(feature = "fault-points")]
-pub use armed::{point, poisons};
+pub use armed::{drag, point, poisons};
 
 #[cfg(feature = "fault-points")]
 mod armed {
     use nix::sys::signal::{Signal, raise};
     use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+    use std::time::Duration;
 
     /// Read where the process finds its faults.
     const VARIABLE: &str = "BALLAST_FAULT";
@@ -36,6 +43,8 @@ mod armed {
         Signal(Signal),
         /// Whenever it is about a sample.
         NotANumber,
+        /// Every time, by so many milliseconds.
+        Slow,
     }
 
     #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +70,14 @@ mod armed {
         poisoned(&faults(), point, sample)
     }
 
+    /// Takes longer than it should.
+    pub fn drag(point: &'static str) {
+        let pause = pause(&faults(), point);
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
+    }
+
     fn faults() -> MutexGuard<'static, Vec<Fault>> {
         static FAULTS: OnceLock<Mutex<Vec<Fault>>> = OnceLock::new();
         let faults = FAULTS.get_or_init(|| Mutex::new(parse(&std::env::var(VARIABLE).unwrap_or_default())));
@@ -82,6 +99,11 @@ mod armed {
         faults.iter().any(of_it)
     }
 
+    fn pause(faults: &[Fault], point: &str) -> Duration {
+        let slow = faults.iter().filter(|fault| fault.kind == Kind::Slow && fault.point == point);
+        Duration::from_millis(slow.map(|fault| fault.number).sum())
+    }
+
     /// What is not understood is left out, and said.
     fn parse(text: &str) -> Vec<Fault> {
         let fault = |word: &str| {
@@ -92,6 +114,7 @@ mod armed {
                 "stop" => Kind::Signal(Signal::SIGSTOP),
                 "term" => Kind::Signal(Signal::SIGTERM),
                 "nan" => Kind::NotANumber,
+                "slow" => Kind::Slow,
                 _ => return None,
             };
             Some(Fault { kind, point: point.to_owned(), number: number.parse().ok()? })
@@ -130,6 +153,15 @@ mod armed {
                 assert!(!poisoned(&faults, "gradient", 3));
             }
             assert_eq!(take(&mut faults, "loss", 3), None);
+        }
+
+        #[test]
+        fn who_is_slow_is_slow_every_time() {
+            let faults = parse("slow@compute:30,nan@compute:7");
+            assert_eq!(
+                [pause(&faults, "compute"), pause(&faults, "apply")],
+                [Duration::from_millis(30), Duration::ZERO]
+            );
         }
     }
 }

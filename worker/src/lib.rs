@@ -26,6 +26,7 @@ mod session;
 pub mod simulation;
 mod state;
 mod sums;
+mod timing;
 pub mod trainer;
 
 pub use device::Device;

@@ -16,6 +16,7 @@ use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::state::TrainingState;
 use crate::sums::{StepSums, Totals};
+use crate::timing::Clock;
 use ballast_kernels::Backend;
 use ballast_proto::fault;
 use ballast_proto::v1::{MicroBatch, NonFinite, Phase, RunSpec, StepShard};
@@ -47,6 +48,8 @@ pub struct StepOutcome {
     pub compute_seconds: f64,
     /// Seconds spent in collectives.
     pub reduce_seconds: f64,
+    /// Seconds of computing that were spent on this rank's own micro-batches, waiting for nobody.
+    pub own_seconds: f64,
     /// How often the step was recomputed because a gradient overflowed its fixed-point exponent.
     pub recomputed: u32,
     /// Micro-batches whose loss or gradient was not finite, ascending: when there are any, the step was skipped.
@@ -121,7 +124,10 @@ impl<B: Backend> Trainer<B> {
         let mut not_finite = loop {
             progress.set_phase(Phase::Compute);
             fault::point("compute", shard.step);
-            let reductions = clock.compute(|| self.accumulate(shard, &micro_batches, &exponents, collective))?;
+            let mut own = Duration::ZERO;
+            let reductions =
+                clock.compute(|| self.accumulate(shard, &micro_batches, &exponents, collective, &mut own))?;
+            clock.own += own;
             fault::point("reduce", shard.step);
             clock.reduce(|| reductions.wait())?;
             self.sums.read(&self.backend)?;
@@ -156,6 +162,7 @@ impl<B: Backend> Trainer<B> {
             state_sha256: self.state.sha256(&self.backend)?,
             compute_seconds: clock.computing.as_secs_f64(),
             reduce_seconds: clock.reducing.as_secs_f64(),
+            own_seconds: clock.own.as_secs_f64(),
             recomputed,
             not_finite,
         })
@@ -184,13 +191,14 @@ impl<B: Backend> Trainer<B> {
         shard.micro_batches.iter().map(pack).collect::<Result<_, _>>().or_else(refuse)
     }
 
-    /// Forward and backward over this rank's micro-batches, whose gradients are added up; returns what is under way then.
+    /// Forward and backward over this rank's micro-batches, whose gradients are added up, in `own` time; returns what is under way then.
     fn accumulate<'a>(
         &'a mut self,
         shard: &StepShard,
         micro_batches: &[Packed],
         exponents: &[i32],
         collective: &'a mut dyn DeviceCollective<B>,
+        own: &mut Duration,
     ) -> Result<Box<dyn Reductions<'a, B> + 'a>, WorkerError> {
         let Self { backend, decoder, layout, state, sums, gradient, progress, .. } = self;
         let mut sums = sums.begin(backend, collective, shard, layout.segments(exponents))?;
@@ -200,11 +208,14 @@ impl<B: Backend> Trainer<B> {
         let mut scored = packed.filter(|(packed, _)| !packed.targets.is_empty()).peekable();
         while let Some((packed, batch)) = scored.next() {
             let last = scored.peek().is_none();
+            let began = Instant::now();
             sums.begin_micro_batch()?;
             let on_layer = &mut |layer, gradient: &B::Reals| sums.add_layer(layer, gradient, last);
             let passes = Passes { decoder, adapter: &adapter, keep: self.keep, progress, poison: Poison::of(batch) };
             let loss = passes.run(packed, gradient, on_layer)?;
             sums.end_micro_batch(batch.index, loss, packed.targets.len())?;
+            fault::drag("compute");
+            *own += began.elapsed();
         }
         // What is left to enqueue may have to wait for other ranks.
         progress.set_phase(Phase::Reduce);
@@ -366,27 +377,3 @@ const MAX_RECOMPUTED: u32 = 1;
 
 /// As many samples as `train.global_batch` may have: what a step's flags may take of memory.
 const MOST_MICRO_BATCHES: u32 = 1 << 20;
-
-/// Seconds by what they were spent on.
-#[derive(Default)]
-struct Clock {
-    computing: Duration,
-    reducing: Duration,
-}
-
-impl Clock {
-    fn compute<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        timed(&mut self.computing, work)
-    }
-
-    fn reduce<T>(&mut self, work: impl FnOnce() -> T) -> T {
-        timed(&mut self.reducing, work)
-    }
-}
-
-fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
-    let start = Instant::now();
-    let result = work();
-    *total += start.elapsed();
-    result
-}

@@ -45,6 +45,10 @@ fn describe(audit: &Audit) -> String {
                     format!("  generation {}: steps {} to {}", span.generation, span.first_step, span.last_step)
                 }
                 Happening::Skipped { step, skipped } => format!("  step {step} skipped: {skipped}"),
+                Happening::SlowWorker { worker, step, ratio, drained } => {
+                    let then = if *drained { ", and was asked to leave" } else { "" };
+                    format!("  step {step}: worker {worker} took {ratio:.1} times the others' seconds a token{then}")
+                }
                 Happening::WentBack { to, voided } => {
                     format!("  nobody had the newest state any more: went back to step {to}, voiding {voided}")
                 }

@@ -31,7 +31,7 @@ fn phase(status: &StatusResponse) -> &'static str {
 }
 
 fn as_json(status: &StatusResponse) -> Value {
-    let worker = |w: &WorkerStatus| json!({"name": w.name, "rank": w.rank, "ready": w.ready});
+    let worker = |w: &WorkerStatus| json!({"name": w.name, "rank": w.rank, "ready": w.ready, "slow": w.slow});
     json!({
         "run": status.run_name,
         "phase": phase(status),
@@ -71,6 +71,7 @@ fn describe(status: &StatusResponse) -> String {
     line("workers", format!("{} of {}", status.workers.len(), status.workers_wanted));
     for worker in &status.workers {
         let state = match (worker.rank, worker.ready) {
+            (Some(rank), _) if worker.slow => format!("rank {rank}, slow"),
             (Some(rank), _) => format!("rank {rank}"),
             (None, true) => "ready".to_owned(),
             (None, false) => "loading".to_owned(),
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     fn status() -> StatusResponse {
-        let worker = |name: &str, rank, ready| WorkerStatus { name: name.into(), rank, ready };
+        let worker = |name: &str, rank, ready| WorkerStatus { name: name.into(), rank, ready, slow: rank == Some(1) };
         StatusResponse {
             run_name: "demo".into(),
             phase: RunPhase::Training.into(),
@@ -100,8 +101,8 @@ mod tests {
             tokens_per_second: Some(220.4),
             checkpoint: Some(5),
             generation: "1.2".into(),
-            workers: vec![worker("a", Some(0), true), worker("b\u{1b}[2J", None, false)],
-            workers_wanted: 2,
+            workers: vec![worker("a", Some(0), true), worker("c", Some(1), true), worker("b\u{1b}[2J", None, false)],
+            workers_wanted: 3,
             stopping: false,
         }
     }
@@ -111,7 +112,7 @@ mod tests {
         assert_eq!(
             describe(&status()),
             "run         demo\nphase       training\nstep        7/30\nloss        1.2500\nspeed       220 tokens/s\n\
-             checkpoint  step 5\ngeneration  1.2\nworkers     2 of 2\n            a  rank 0\n            \
+             checkpoint  step 5\ngeneration  1.2\nworkers     3 of 3\n            a  rank 0\n            c  rank 1, slow\n            \
              b\u{fffd}[2J  loading\n"
         );
         let fresh = StatusResponse { total_steps: 30, stopping: true, ..StatusResponse::default() };
@@ -125,7 +126,7 @@ mod tests {
             (&json["phase"], &json["step"], &json["generation"]),
             (&json!("training"), &json!(7), &json!("1.2"))
         );
-        assert_eq!(json["workers"][0], json!({"name": "a", "rank": 0, "ready": true}));
+        assert_eq!(json["workers"][0], json!({"name": "a", "rank": 0, "ready": true, "slow": false}));
         assert_eq!(as_json(&StatusResponse::default())["generation"], Value::Null);
     }
 }

@@ -14,6 +14,8 @@ pub enum Kind {
     Integer(i64, i64),
     /// A number above 0, at most this.
     Positive(f64),
+    /// A number above the first of these, at most the second.
+    Above(f64, f64),
     /// A number from 0 to this, both included.
     NotNegative(f64),
     /// A number from 0 (included) to 1 (not included).
@@ -70,6 +72,7 @@ impl Kind {
             Self::Integer(min, i64::MAX) => format!("an integer, at least {min}"),
             Self::Integer(min, max) => format!("an integer from {min} to {max}"),
             Self::Positive(max) => format!("a number above 0, at most {max}"),
+            Self::Above(least, max) => format!("a number above {least}, at most {max}"),
             Self::NotNegative(max) => format!("a number from 0 to {max}"),
             Self::Fraction => "a number from 0 to less than 1".into(),
             Self::Text => "a string that is not empty".into(),
@@ -94,9 +97,12 @@ impl Kind {
         let toml = || Value::deserialize(ValueDeserializer::parse(text).ok()?).ok();
         let list = || Value::Array(text.split(',').map(|item| Value::String(item.trim().to_owned())).collect());
         match self {
-            Self::Boolean | Self::Integer(..) | Self::Positive(_) | Self::NotNegative(_) | Self::Fraction => {
-                toml().filter(|value| !value.is_str()).unwrap_or_else(string)
-            }
+            Self::Boolean
+            | Self::Integer(..)
+            | Self::Positive(_)
+            | Self::Above(..)
+            | Self::NotNegative(_)
+            | Self::Fraction => toml().filter(|value| !value.is_str()).unwrap_or_else(string),
             Self::Paths | Self::Words { .. } if text.starts_with('[') => toml().unwrap_or_else(string),
             Self::Paths if text.contains(',') => list(),
             Self::Words { all, .. } if text != *all && !text.is_empty() => list(),
@@ -116,7 +122,7 @@ impl Kind {
                     return refuse("is out of range");
                 }
             }
-            (Self::Positive(_) | Self::NotNegative(_) | Self::Fraction, _) => {
+            (Self::Positive(_) | Self::Above(..) | Self::NotNegative(_) | Self::Fraction, _) => {
                 let number = match value {
                     Value::Float(number) => *number,
                     // Exact for every value in range.
@@ -149,6 +155,7 @@ impl Kind {
     fn check_number(&self, number: f64) -> Result<(), Refusal> {
         let within = match self {
             Self::Positive(max) => number > 0.0 && number <= *max,
+            Self::Above(least, max) => number > *least && number <= *max,
             Self::NotNegative(max) => number >= 0.0 && number <= *max,
             _ => (0.0..1.0).contains(&number),
         };

@@ -290,6 +290,13 @@ pub struct Cluster {
     pub prefetch_steps: u32,
     /// How workers sum their gradients up: `auto` is NCCL between CUDA devices and TCP between CPUs.
     pub collective: Collective,
+    /// What to do with a worker that all others wait for: `warn` of it, or `drain` it, which asks it to leave at a step boundary, while
+    /// `min_workers` stay, and does not let it in again.
+    pub on_slow_worker: OnSlowWorker,
+    /// A worker is slow that takes more than this many times the median seconds a token of the others ...
+    pub slow_factor: f64,
+    /// ... in three quarters of so many steps in which it had something to do.
+    pub slow_steps: u32,
     /// The timeout ladder, in milliseconds, rising: a worker's heartbeats come this often ...
     pub heartbeat_ms: u64,
     /// ... a worker silent for this long is lost ...
@@ -314,6 +321,9 @@ impl Default for Cluster {
             insecure: false,
             prefetch_steps: 2,
             collective: Collective::Auto,
+            on_slow_worker: OnSlowWorker::Warn,
+            slow_factor: 3.0,
+            slow_steps: 20,
             heartbeat_ms: 500,
             lease_ms: 5_000,
             progress_ms: 60_000,

@@ -211,6 +211,17 @@ pub enum Device {
     Cuda,
 }
 
+/// Policy for workers that hold the others up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnSlowWorker {
+    /// Tell of it.
+    #[default]
+    Warn,
+    /// Ask it to leave at the next step boundary, and do not let it in again.
+    Drain,
+}
+
 /// How workers sum their gradients up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

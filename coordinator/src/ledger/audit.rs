@@ -144,6 +144,12 @@ impl<'a> Reader<'a> {
                 self.voided.extend(void);
             }
             Record::Step(step) => self.step(step)?,
+            Record::Slow { step, worker, ratio, drained, .. } => {
+                if let Some(chapter) = self.chapters.last_mut() {
+                    let (worker, step, ratio, drained) = (worker.clone(), *step, *ratio, *drained);
+                    chapter.events.push(Happening::SlowWorker { worker, step, ratio, drained });
+                }
+            }
             Record::End { code, reason, at_ms } => {
                 if let Some(chapter) = self.chapters.last_mut() {
                     (chapter.code, chapter.ending) = (code.clone(), Some(reason.clone()));

@@ -6,6 +6,7 @@ use super::{
     verify,
 };
 use crate::disk::{self, Disk, DiskFile, RealDisk};
+use crate::membership::SlowWorker;
 use ballast_proto::{Coded, ErrorCode, Failure};
 use std::{
     collections::BTreeMap,
@@ -213,6 +214,15 @@ impl Ledger {
         self.append(Record::Rewind { to })
     }
 
+    /// Records that a worker held the others up.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn slow(&mut self, at_ms: u64, slow: SlowWorker) -> Result<(), LedgerError> {
+        let SlowWorker { name: worker, step, ratio, drained, .. } = slow;
+        self.append(Record::Slow { at_ms, step, worker, ratio, drained })
+    }
+
     /// Records how a coordinator's work ended.
     ///
     /// # Errors
@@ -243,7 +253,7 @@ impl Ledger {
     fn apply(&mut self, record: Record) -> Result<(), LedgerError> {
         match record {
             Record::Start { epoch, recipe, .. } => (self.epoch, self.recipe) = (epoch, recipe.into()),
-            Record::End { .. } => {}
+            Record::End { .. } | Record::Slow { .. } => {}
             Record::Rewind { to } => {
                 let void = self.lineage.split_off(&to.saturating_add(1));
                 self.voided.extend(void);

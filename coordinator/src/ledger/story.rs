@@ -42,7 +42,7 @@ impl Chapter {
 }
 
 /// Something that a ledger tells of a coordinator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Happening {
     /// A generation committed steps, whether they still count or not.
@@ -54,6 +54,17 @@ pub enum Happening {
         /// Why.
         #[serde(flatten)]
         skipped: Skipped,
+    },
+    /// A worker held the others up.
+    SlowWorker {
+        /// Its name.
+        worker: String,
+        /// The newest step that it was judged by.
+        step: u64,
+        /// Its seconds a token, in times of the others' median.
+        ratio: f64,
+        /// Whether it was asked to leave.
+        drained: bool,
     },
     /// Nobody had the newest state any more: later steps are void.
     WentBack {

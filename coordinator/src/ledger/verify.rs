@@ -40,7 +40,7 @@ pub fn verify(records: &[Record], samples: u64) -> Result<Verified, String> {
                 return Err(format!("coordinator epoch {next} follows {epoch}"));
             }
             Record::Start { epoch: next, .. } => epoch = *next,
-            Record::End { .. } => {}
+            Record::End { .. } | Record::Slow { .. } => {}
             Record::Rewind { to } => redone += lineage.split_off(&to.saturating_add(1)).len() as u64,
             Record::Step(step) => {
                 let head = lineage.last_key_value().map_or(0, |(head, _)| *head);

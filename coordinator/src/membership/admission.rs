@@ -28,6 +28,7 @@ impl State {
             standing: Standing::Admitted,
             veteran: false,
             draining: None,
+            expelled: false,
             joined_at: now,
             seen_at: now,
             progress: 0,
@@ -68,6 +69,16 @@ impl State {
         }
         if let Phase::Over(outcome) = &self.phase {
             return fail(ErrorCode::Interrupted, format!("the run is over: {}", outcome.reason));
+        }
+        if self.was_expelled(&request.display_name, &request.ring_address) {
+            return fail(
+                ErrorCode::TooSlow,
+                format!(
+                    "{:?} was asked to leave this run because it held the others up: use another machine, or raise \
+                     cluster.slow_factor",
+                    request.display_name
+                ),
+            );
         }
         if self.members.len() >= self.settings.workers {
             return fail(

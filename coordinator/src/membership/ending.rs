@@ -88,6 +88,8 @@ impl State {
             return;
         }
         self.abort_generation(&failure.message, out);
+        // In another world another one may be the slowest.
+        self.members.keys().copied().collect::<Vec<_>>().into_iter().for_each(|worker| self.pardon(worker));
         (self.generation, self.phase) = (None, Phase::Gathering);
         // Time to come back.
         self.members.change_all(|member| member.moved_at = now);
@@ -173,7 +175,8 @@ impl State {
     /// Dismisses everyone and closes the books.
     pub(super) fn finish(&mut self, outcome: Outcome, out: &mut Vec<Effect>) {
         for worker in self.members.keys() {
-            let goodbye = Goodbye { reason: outcome.reason.clone(), exit_code: outcome.exit_code.into() };
+            let goodbye =
+                Goodbye { reason: outcome.reason.clone(), exit_code: outcome.exit_code.into(), ..Goodbye::default() };
             out.push(Effect::Send { worker: *worker, message: Message::Goodbye(goodbye) });
         }
         let level = if outcome.exit_code == exit::DONE { Level::Info } else { Level::Warn };

@@ -1,6 +1,6 @@
 //! What happens to the membership, and what it wants done.
 
-use super::WorkerId;
+use super::{SlowWorker, WorkerId};
 use ballast_proto::{
     Failure,
     v1::{
@@ -204,6 +204,8 @@ pub enum Effect {
         /// The lost worker.
         worker: WorkerId,
     },
+    /// A worker holds the others up: a person may want to know, and the ledger keeps it.
+    Slow(SlowWorker),
     /// Start handing out evaluation tasks.
     Evaluate,
     /// The run is over.

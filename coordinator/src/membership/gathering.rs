@@ -7,8 +7,9 @@ use super::{
     member::{Member, Standing},
     state::{ActiveGeneration, Closing},
 };
-use ballast_proto::exit;
 use ballast_proto::v1::{Generation, GenerationFormed, Goodbye, StateSource, coordinator_message::Message};
+use ballast_proto::{ErrorCode, exit};
+use std::sync::Arc;
 
 /// Workers that are named in a line about those who are waited for.
 const MOST_NAMED: usize = 4;
@@ -216,6 +217,7 @@ impl State {
             transport,
             communicator_made: false,
             closing: None,
+            paces: Arc::default(),
         });
         self.reports.clear();
         self.phase = Phase::Training;
@@ -279,11 +281,18 @@ impl State {
     }
 
     pub(super) fn draining(&mut self, worker: WorkerId, reason: String, now: u64, out: &mut Vec<Effect>) {
+        // Whoever is on its way out leaves of its own accord now.
+        self.pardon(worker);
         if self.members.get(&worker).is_none_or(|member| member.draining.is_some()) {
             return;
         }
-        self.members.change(worker, |member| member.draining = Some(reason.clone()));
         out.push(note(Level::Info, format!("{} wants to leave: {reason}", self.label(worker))));
+        self.leave_soon(worker, reason, now, out);
+    }
+
+    /// Lets a worker go at the next step boundary at which it can be spared.
+    pub(super) fn leave_soon(&mut self, worker: WorkerId, reason: String, now: u64, out: &mut Vec<Effect>) {
+        self.members.change(worker, |member| member.draining = Some(reason));
         match self.phase {
             Phase::Gathering => self.gather(now, out),
             Phase::Training => {
@@ -308,7 +317,8 @@ impl State {
             let Some(member) = self.members.get(&worker) else { continue };
             let reason = member.draining.clone().unwrap_or_default();
             out.push(note(Level::Info, format!("{} leaves: {reason}", self.label(worker))));
-            let goodbye = Goodbye { reason, exit_code: exit::RETRY.into() };
+            let error_code = if member.expelled { ErrorCode::TooSlow.to_string() } else { String::new() };
+            let goodbye = Goodbye { reason, exit_code: exit::RETRY.into(), error_code };
             out.push(Effect::Send { worker, message: Message::Goodbye(goodbye) });
             self.members.remove(worker);
             if self.phase == Phase::Evaluating {

@@ -12,6 +12,8 @@ pub(super) struct Member {
     pub(super) veteran: bool,
     /// Why it wants to leave at the next step boundary.
     pub(super) draining: Option<String>,
+    /// Whether that is because it is slow, and not its own wish: it may not come back then.
+    pub(super) expelled: bool,
     pub(super) joined_at: u64,
     pub(super) seen_at: u64,
     pub(super) progress: u64,

@@ -31,11 +31,13 @@ mod member;
 mod readiness;
 mod roster;
 mod skipping;
+mod slowness;
 mod state;
 mod training;
 
 pub use event::{Commit, Effect, Event, KnownStep, Level, Outcome, StepTotals};
 pub use invariants::{Trace, check};
+pub use slowness::{SlowPolicy, SlowWorker};
 pub use state::{MemberStatus, Phase, Seat, Settings, State, WorkerId};
 
 /// Decides what follows from `event` at `now_ms`, a clock that never runs backwards.

@@ -1,11 +1,14 @@
 //! What the membership knows.
 
-use super::{Outcome, member::Member, roster::Roster};
+use super::{Outcome, SlowPolicy, member::Member, roster::Roster, slowness::Paces};
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Generation, NumericsFingerprint, StepReport, Timeouts, Transport},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// Identity of one membership of one worker; never reused within an epoch.
 pub type WorkerId = u64;
@@ -42,6 +45,8 @@ pub struct Settings {
     pub skipped: BTreeSet<u64>,
     /// So many skipped steps in succession end the run; `None` where no step may be skipped.
     pub max_skipped: Option<u64>,
+    /// When a worker is slow, and what follows.
+    pub slow: SlowPolicy,
     /// How the run wants its ranks to meet.
     pub collective: v1::Collective,
     /// Steps streamed ahead of the one in training, at most.
@@ -103,6 +108,8 @@ pub struct State {
     pub(super) stop: Option<(String, u64)>,
     /// Since when there are enough workers for a generation, while none is formed.
     pub(super) enough_since: Option<u64>,
+    /// Names and hosts of workers that were asked to leave because they are slow.
+    pub(super) expelled: BTreeSet<(String, String)>,
     /// Why no generation forms; empty when nothing is awaited.
     pub(super) waiting: String,
     /// Generations in succession that failed before they committed anything.
@@ -125,6 +132,8 @@ pub(super) struct ActiveGeneration {
     pub(super) communicator_made: bool,
     /// Its last step, when it is to end so that another one can form.
     pub(super) closing: Option<Closing>,
+    /// How fast its ranks are.
+    pub(super) paces: Arc<Paces>,
 }
 
 /// How a generation comes to an end at a step boundary.
@@ -165,6 +174,8 @@ pub struct MemberStatus {
     pub ready: bool,
     /// Its rank in the current generation.
     pub rank: Option<usize>,
+    /// Whether it was found slow in it.
+    pub slow: bool,
 }
 
 impl State {
@@ -191,6 +202,7 @@ impl State {
             saving: BTreeSet::new(),
             stop: None,
             enough_since: None,
+            expelled: BTreeSet::new(),
             waiting: String::new(),
             fruitless: 0,
             settings,
@@ -311,6 +323,7 @@ impl State {
             name: member.name.clone(),
             ready: member.ready(),
             rank: self.generation.as_ref().and_then(|g| g.rank_of(worker)),
+            slow: self.generation.as_ref().is_some_and(|g| g.paces.found_slow(worker)),
         }
     }
 

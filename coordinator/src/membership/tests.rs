@@ -7,6 +7,7 @@ mod many;
 mod scenarios;
 mod simulation;
 mod skipping;
+mod slowness;
 
 use super::*;
 use ballast_proto::v1::{
@@ -33,6 +34,7 @@ pub(super) fn settings(workers: usize) -> Settings {
         total_steps: 6,
         skipped: BTreeSet::new(),
         max_skipped: None,
+        slow: SlowPolicy { factor: 3.0, steps: 4, drain: false },
         collective: Collective::Auto,
         prefetch_steps: 1,
         evaluate: false,
@@ -78,6 +80,7 @@ pub(super) fn report(generation: Generation, step: u64, state: u8) -> StepReport
         reduce_seconds: 0.2,
         recomputed: 0,
         not_finite: Vec::new(),
+        own_seconds: 0.1,
     }
 }
 

@@ -94,6 +94,10 @@ impl State {
                 out.push(Effect::Persist(commit(report, &reports)));
                 self.recorded_generation = report.generation.map_or(self.recorded_generation, |g| g.number);
                 self.recorded = step;
+                let steps = self.settings.slow.steps;
+                if let Some(active) = &mut self.generation {
+                    active.observe_paces(&reports, steps);
+                }
                 let skipped = !report.not_finite.is_empty();
                 self.bear_skipped(step, skipped, out)
             }
@@ -118,6 +122,7 @@ impl State {
             self.committed_at = now;
             self.advance_horizon();
             self.conclude_training(out);
+            self.judge_paces(now, out);
         }
     }
 

@@ -74,5 +74,6 @@ fn worker(member: &MemberStatus) -> WorkerStatus {
         name: member.name.clone(),
         rank: member.rank.and_then(|rank| u32::try_from(rank).ok()),
         ready: member.ready,
+        slow: member.slow,
     }
 }

@@ -387,6 +387,7 @@ impl Control {
             }
             Effect::Persist(commit) => self.persist(commit),
             Effect::Rewind { to } => self.rewind(to),
+            Effect::Slow(slow) => self.slow(slow),
             Effect::Requeue { worker } => self.queue.requeue(worker),
             Effect::Evaluate => {
                 let (done, total) = self.queue.progress();

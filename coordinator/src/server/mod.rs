@@ -47,9 +47,9 @@ pub use progress::{Progress, RunEvent, RunPhase};
 
 use crate::{
     checkpoint::{self, sha256_hex},
-    config::{OnNonFinite, Reduction, Resolved},
+    config::{OnNonFinite, OnSlowWorker, Reduction, Resolved},
     evaluation::Queue,
-    membership::{Event, Settings, State},
+    membership::{Event, Settings, SlowPolicy, State},
     report,
     security::Security,
     site::Site,
@@ -371,6 +371,11 @@ fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, evaluat
         skipped: directory.ledger.steps().filter(|step| step.skipped.is_some()).map(|step| step.step).collect(),
         max_skipped: (blueprint.run.train.on_nonfinite == OnNonFinite::Skip)
             .then_some(blueprint.run.train.max_skipped.into()),
+        slow: SlowPolicy {
+            factor: cluster.slow_factor,
+            steps: cluster.slow_steps as usize,
+            drain: cluster.on_slow_worker == OnSlowWorker::Drain,
+        },
         collective: blueprint.collective(),
         prefetch_steps: cluster.prefetch_steps.into(),
         evaluate,

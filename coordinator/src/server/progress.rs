@@ -103,6 +103,21 @@ pub enum RunEvent {
         /// Why.
         reason: String,
     },
+    /// A worker holds the others up (`cluster.on_slow_worker`).
+    WorkerSlow {
+        /// Its id.
+        worker: u64,
+        /// Its name.
+        name: String,
+        /// The newest step that it was judged by.
+        step: u64,
+        /// Its seconds a token, in times of the others' median.
+        ratio: f64,
+        /// All of it in a sentence.
+        reason: String,
+        /// Whether it was asked to leave.
+        drained: bool,
+    },
     /// No generation can form yet.
     Waiting {
         /// What is missing.

@@ -3,12 +3,13 @@
 
 use super::{
     control::Command,
+    directory::now_ms,
     metrics::{MetricsFile, StepMetrics},
 };
 use crate::{
     checkpoint::{RunRecord, Store},
     ledger::{Ledger, StepRecord},
-    membership::Event,
+    membership::{Event, SlowWorker},
 };
 use ballast_proto::{Blocking, ErrorCode, Failure, fault};
 use std::sync::Arc;
@@ -22,6 +23,13 @@ pub(super) enum Entry {
     Rewind {
         /// Newest step that still counts.
         to: u64,
+    },
+    /// A worker held the others up.
+    Slow {
+        /// When that was found, in milliseconds since 1970.
+        at_ms: u64,
+        /// Who, and by how much.
+        slow: SlowWorker,
     },
     /// `run.json`, with the arithmetic of the first worker.
     Run(RunRecord),
@@ -105,6 +113,7 @@ impl Books {
                 let written = self.ledger.rewind(to).map_err(Failure::from).and_then(|()| self.metrics.rewind(to));
                 written.map(|()| Some(Event::Rewound { to }))
             }
+            Entry::Slow { at_ms, slow } => self.ledger.slow(at_ms, slow).map_err(Failure::from).map(|()| None),
             Entry::Run(run) => run.write(&*self.store).map(|()| None),
         };
         (self, written)

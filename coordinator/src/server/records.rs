@@ -1,9 +1,9 @@
 //! From a step on which all ranks agree to its record and its metrics; and back, where the ledger goes back.
 
-use super::{blueprint::Blueprint, control::Control, metrics::StepMetrics, recorder::Entry};
+use super::{blueprint::Blueprint, control::Control, metrics::StepMetrics, progress::RunEvent, recorder::Entry};
 use crate::{
     ledger::{SampleSet, Skipped, StepRecord},
-    membership::{Commit, Event},
+    membership::{Commit, Event, SlowWorker},
 };
 use ballast_proto::{ErrorCode, Failure, v1::NonFinite};
 use tokio::time::Instant;
@@ -18,6 +18,19 @@ impl Control {
             "no worker holds the newest state: {voided} steps after step {to} are trained again, and each must lead to the \
              same state"
         ));
+    }
+
+    pub(super) fn slow(&self, slow: SlowWorker) {
+        tracing::warn!(step = slow.step, drained = slow.drained, "{slow}");
+        self.display.emit(RunEvent::WorkerSlow {
+            worker: slow.worker,
+            name: slow.name.clone(),
+            step: slow.step,
+            ratio: slow.ratio,
+            reason: slow.to_string(),
+            drained: slow.drained,
+        });
+        self.recorder.write(Entry::Slow { at_ms: self.site.now_ms(), slow });
     }
 
     pub(super) fn persist(&mut self, commit: Commit) {

@@ -358,5 +358,6 @@ fn report(generation: Generation, step: u64, outcome: &StepOutcome) -> StepRepor
         reduce_seconds: outcome.reduce_seconds,
         recomputed: outcome.recomputed,
         not_finite: outcome.not_finite.clone(),
+        own_seconds: outcome.own_seconds,
     }
 }

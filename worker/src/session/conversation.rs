@@ -156,6 +156,10 @@ impl Conversation {
             Some(Message::AbortGeneration(abort)) => vec![stale("order to abort", abort.generation)],
             Some(Message::StopAfter(stop)) => vec![stale("order to stop", stop.generation)],
             Some(Message::Evaluate(phase)) => vec![stale("order to evaluate", phase.generation)],
+            Some(Message::Goodbye(goodbye)) if !goodbye.error_code.is_empty() => {
+                let code = goodbye.error_code.parse().unwrap_or(ErrorCode::Interrupted);
+                self.end(goodbye.reason.clone(), Ending::Failed(Failure::new(code, goodbye.reason)))
+            }
             Some(Message::Goodbye(goodbye)) => match u8::try_from(goodbye.exit_code) {
                 Ok(code) => self.end(goodbye.reason.clone(), Ending::Exit { code, reason: goodbye.reason }),
                 Err(_) => self.breach(format!("goodbye with exit code {}", goodbye.exit_code)),
@@ -341,17 +345,22 @@ mod tests {
         let unnumbered = GenerationFormed { generation: None, ..formed(G2) };
         assert!(breached(&hear(&mut in_generation(G1), Message::GenerationFormed(unnumbered))));
         assert!(breached(&in_generation(G1).on(Event::Heard(CoordinatorMessage { message: None }))));
-        let goodbye = Message::Goodbye(Goodbye { reason: String::new(), exit_code: 256 });
+        let goodbye = Message::Goodbye(Goodbye { exit_code: 256, ..Goodbye::default() });
         assert!(breached(&hear(&mut in_generation(G1), goodbye)));
     }
 
     #[test]
     fn endings() {
-        let goodbye = Message::Goodbye(Goodbye { reason: "done".into(), exit_code: 0 });
+        let goodbye = Message::Goodbye(Goodbye { reason: "done".into(), ..Goodbye::default() });
         let peace = Action::End(Ending::Exit { code: 0, reason: "done".into() });
         assert_eq!(hear(&mut Conversation::default(), goodbye.clone()), vec![peace.clone()]);
         let running = hear(&mut in_generation(G1), goodbye);
         assert_eq!(running, [Action::Abort { reason: "done".into() }, peace]);
+
+        let (reason, error_code) = ("too slow".to_owned(), "B4018".to_owned());
+        let unwanted = Message::Goodbye(Goodbye { reason, exit_code: 75, error_code });
+        let failed = Ending::Failed(Failure::new(ErrorCode::TooSlow, "too slow"));
+        assert_eq!(hear(&mut Conversation::default(), unwanted), [Action::End(failed)], "it does not join again");
 
         let lost = Failure::new(ErrorCode::CoordinatorUnreachable, "connection reset");
         let actions = in_generation(G1).on(Event::Lost(lost.clone()));

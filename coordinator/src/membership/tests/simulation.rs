@@ -5,6 +5,7 @@
 //! One seed, one history: there is no clock, no thread and no hash map in it.
 
 use super::*;
+use ballast_proto::ErrorCode;
 use ballast_proto::v1::{NonFinite, StateSource};
 use std::collections::VecDeque;
 
@@ -40,6 +41,9 @@ impl Dice {
     }
 }
 
+/// A rank whose micro-batches take that much longer.
+const SLOWER: f64 = 5.0;
+
 /// What a worker says.
 #[derive(Clone, Debug)]
 enum Said {
@@ -66,6 +70,9 @@ struct Place {
 /// A process.
 #[derive(Clone, Debug)]
 struct Worker {
+    name: String,
+    /// Whether it takes longer than others.
+    slow: bool,
     /// Its identity in the current session; `None` while it has none.
     session: Option<WorkerId>,
     held: Option<HeldState>,
@@ -93,6 +100,8 @@ struct World {
     saving: Vec<(u64, bool)>,
     /// Who of a generation has contributed to a step.
     reductions: BTreeMap<(Generation, u64), u64>,
+    /// Workers that were ever started.
+    started: u64,
     /// The generation whose state was handed over.
     handed_over: Option<Generation>,
     tally: Tally,
@@ -108,6 +117,8 @@ struct Tally {
     restarts: u64,
     /// Steps that were recorded on the word of survivors.
     of_survivors: u64,
+    /// Workers that were asked to leave because they are slow.
+    expelled: u64,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -118,6 +129,7 @@ impl std::ops::AddAssign for Tally {
         self.hand_overs += other.hand_overs;
         self.restarts += other.restarts;
         self.of_survivors += other.of_survivors;
+        self.expelled += other.expelled;
     }
 }
 
@@ -125,7 +137,8 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
         let min_workers = 1 + dice.below(2) as usize;
-        let settings = Settings { min_workers, total_steps: STEPS, max_skipped: Some(3), ..settings(WORKERS) };
+        let slow = SlowPolicy { factor: 3.0, steps: 3, drain: true };
+        let settings = Settings { min_workers, total_steps: STEPS, max_skipped: Some(3), slow, ..settings(WORKERS) };
         Self {
             dice,
             run: Run::new(settings),
@@ -137,6 +150,7 @@ impl World {
             epoch: 1,
             saving: Vec::new(),
             reductions: BTreeMap::new(),
+            started: 0,
             handed_over: None,
             tally: Tally::default(),
         }
@@ -220,7 +234,10 @@ impl World {
     }
 
     fn start_worker(&mut self) {
+        self.started += 1;
         self.workers.push(Worker {
+            name: format!("w{}", self.started),
+            slow: self.dice.one_in(6),
             session: None,
             held: None,
             place: None,
@@ -316,7 +333,9 @@ impl World {
                     place.aborted = true;
                 }
             }
-            Some(Message::Goodbye(_)) => {
+            Some(Message::Goodbye(goodbye)) => {
+                self.tally.expelled += u64::from(!goodbye.error_code.is_empty());
+                assert!(goodbye.error_code.is_empty() || self.workers[who].slow, "the wrong one was expelled");
                 self.hang_up(who);
                 self.workers.remove(who);
             }
@@ -326,7 +345,12 @@ impl World {
     }
 
     fn join(&mut self, who: usize) {
-        self.run.feed(Event::Join(join_request("w")));
+        self.run.feed(Event::Join(join_request(&self.workers[who].name)));
+        let expelled = |e: &Effect| matches!(e, Effect::Refuse(failure) if failure.code == ErrorCode::TooSlow);
+        if self.run.last.iter().any(expelled) {
+            self.workers.remove(who);
+            return;
+        }
         let admitted =
             self.run.last.iter().find_map(|e| if let Effect::Admit { worker } = e { Some(*worker) } else { None });
         let Some(session) = admitted else { return };
@@ -356,7 +380,10 @@ impl World {
         if place.contributed > applied {
             let step = place.contributed;
             if self.reductions.get(&(generation, step)) == Some(&world) {
-                let report = StepReport { not_finite: not_finite(step), ..report(generation, step, step as u8) };
+                let not_finite = not_finite(step);
+                let report = report(generation, step, step as u8);
+                let own_seconds = report.own_seconds * if self.workers[who].slow { SLOWER } else { 1.0 };
+                let report = StepReport { not_finite, own_seconds, ..report };
                 let state_sha256 = report.state_sha256.clone();
                 let mut reports = self.workers[who].held.take().map(|held| held.reports).unwrap_or_default();
                 reports.push(report.clone());
@@ -555,14 +582,14 @@ fn runs_complete_whatever_happens_on_the_way() {
     }
     println!(
         "{{\"measure\":\"simulated runs\",\"seed\":{first},\"runs\":{runs},\"violations\":0,\"complete\":{},\"generations\":{},\
-         \"rewinds\":{},\"hand_overs\":{},\"restarts\":{},\"steps_of_survivors\":{}}}",
-        all.complete, all.generations, all.rewinds, all.hand_overs, all.restarts, all.of_survivors
+         \"rewinds\":{},\"hand_overs\":{},\"restarts\":{},\"steps_of_survivors\":{},\"expelled\":{}}}",
+        all.complete, all.generations, all.rewinds, all.hand_overs, all.restarts, all.of_survivors, all.expelled
     );
     // Otherwise this world is too kind.
     if runs >= 100 {
         assert!(all.complete * 10 >= runs * 9, "{all:?}");
         let Tally { generations, rewinds, hand_overs, restarts, of_survivors, .. } = all;
         assert!(generations > 5 * runs && 2 * rewinds > runs && hand_overs > runs && restarts > runs, "{all:?}");
-        assert!(of_survivors > runs / 10, "{all:?}");
+        assert!(of_survivors > runs / 10 && all.expelled > runs / 10, "{all:?}");
     }
 }

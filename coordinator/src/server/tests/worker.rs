@@ -160,6 +160,7 @@ impl FakeWorker {
             reduce_seconds: 0.01,
             recomputed: 0,
             not_finite: Vec::new(),
+            own_seconds: 0.01,
         }
     }
 

@@ -192,6 +192,7 @@ impl Engine for Adder {
             reduce_seconds: 0.0,
             recomputed: 0,
             not_finite: Vec::new(),
+            own_seconds: 0.0,
         })
     }
 

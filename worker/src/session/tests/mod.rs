@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 fn goodbye(exit_code: u32) -> Order {
-    Order::Goodbye(Goodbye { reason: "that is all".into(), exit_code })
+    Order::Goodbye(Goodbye { reason: "that is all".into(), exit_code, ..Goodbye::default() })
 }
 
 fn abort(generation: Generation) -> Order {
