@@ -3,7 +3,6 @@
 
 use super::{
     control::Command,
-    directory::now_ms,
     metrics::{MetricsFile, StepMetrics},
 };
 use crate::{

@@ -260,5 +260,7 @@ fn report(shard: &StepShard) -> StepReport {
         compute_seconds: 0.01,
         reduce_seconds: 0.01,
         recomputed: 0,
+        not_finite: Vec::new(),
+        own_seconds: 0.0,
     }
 }

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const ADAPTER: &str = "adapter_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -142,7 +142,9 @@ impl Engine for StandIn {
         if shard.step != self.step + 1 {
             self.witness.accuse(format!("{} was given step {} after {}", self.worker, shard.step, self.step));
         }
+        let began = Instant::now();
         let own = self.compute(shard).await;
+        let own_seconds = began.elapsed().as_secs_f64();
         self.progress.set_phase(Phase::Reduce);
         let sum = match &mut self.ranks {
             Some(ranks) => ranks.sum(shard.step, own).await?,
@@ -162,6 +164,7 @@ impl Engine for StandIn {
             reduce_seconds: 0.01,
             recomputed: 0,
             not_finite: Vec::new(),
+            own_seconds,
         })
     }
 
