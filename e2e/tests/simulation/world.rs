@@ -269,7 +269,7 @@ impl World<'_> {
         let head = self.records()?.iter().fold(0, |head, record| match record {
             Record::Step(step) => step.step,
             Record::Rewind { to } => *to,
-            Record::Start { .. } | Record::End { .. } => head,
+            Record::Start { .. } | Record::Slow { .. } | Record::End { .. } => head,
         });
         if head < committed {
             return Err(format!("step {committed} was committed, and the ledger ends with step {head}"));
