@@ -206,7 +206,9 @@ fn optimizer(state: [u8; 32], step: u64) -> Vec<u8> {
     tensors.extend(vectors("second_moment.", state));
     let count = run::shapes().tensors().len();
     tensors.push(("exponents".into(), Dtype::I32, vec![count], vec![0; 4 * count]));
-    tensors.push(("step".into(), Dtype::I64, vec![1], step.to_le_bytes().to_vec()));
+    for name in ["step", "updates"] {
+        tensors.push((name.into(), Dtype::I64, vec![1], step.to_le_bytes().to_vec()));
+    }
     write(&tensors)
 }
 
