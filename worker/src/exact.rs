@@ -77,18 +77,18 @@ pub fn loss_from_fixed(sum: i64) -> f64 {
     sum as f64 * 2f64.powi(-LOSS_EXPONENT)
 }
 
-/// Raised by a micro-batch whose gradient is not finite; the two add up.
-const GRADIENT: i64 = 1;
-/// Raised by one whose loss is not.
-const LOSS: i64 = 2;
+/// Flags for micro-batches, and as many again: of a fixed number, for device memory is planned. Beyond it neighbours share one, and are
+/// named together.
+const SLOTS: usize = 512;
 
 /// What the micro-batches of a step met while they were summed. Flags of different micro-batches and ranks merge by
 /// their maximum, so the merged flags do not tell who summed what; which micro-batch was not finite every rank learns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flags {
     tensors: usize,
-    /// One a tensor, as [`ballast_kernels::Backend::accumulate_fixed`] raises them; then one a micro-batch of the step, raised
-    /// when it was not finite.
+    micro_batches: u32,
+    /// One a tensor, as [`ballast_kernels::Backend::accumulate_fixed`] raises them; then those of micro-batches whose gradient was
+    /// not finite, and of those whose loss was not.
     merged: Vec<i64>,
 }
 
@@ -113,13 +113,19 @@ impl Flags {
     /// Flags of an adapter of so many tensors.
     #[must_use]
     pub fn new(tensors: usize) -> Self {
-        Self { tensors, merged: vec![0; tensors] }
+        Self { tensors, micro_batches: 0, merged: vec![0; tensors + 2 * SLOTS] }
     }
 
     /// Begins a step of so many micro-batches, in which nothing has been met.
     pub fn begin(&mut self, micro_batches: u32) {
-        self.merged.clear();
-        self.merged.resize(self.tensors + micro_batches as usize, 0);
+        self.merged.fill(0);
+        self.micro_batches = micro_batches;
+    }
+
+    /// The flag of a micro-batch among those of its kind.
+    fn slot(&self, micro_batch: u32) -> usize {
+        let all = (self.micro_batches as usize).max(SLOTS);
+        (micro_batch as usize * SLOTS / all).min(SLOTS - 1)
     }
 
     /// Adds the flags of one micro-batch; `loss_fits` is whether its loss is a number that fits.
@@ -127,10 +133,9 @@ impl Flags {
         for (merged, &flag) in self.merged.iter_mut().zip(tensors) {
             *merged = flag.max(*merged);
         }
-        let gradient = if tensors.contains(&FLAG_NOT_FINITE) { GRADIENT } else { 0 };
-        if let Some(met) = self.merged.get_mut(self.tensors + micro_batch as usize) {
-            *met = gradient + if loss_fits { 0 } else { LOSS };
-        }
+        let slot = self.tensors + self.slot(micro_batch);
+        self.merged[slot] |= i64::from(tensors.contains(&FLAG_NOT_FINITE));
+        self.merged[slot + SLOTS] |= i64::from(!loss_fits);
     }
 
     /// The flags, to be max-reduced over all ranks.
@@ -148,13 +153,12 @@ impl Flags {
     #[must_use]
     pub fn judge(&self, exponents: &[i32]) -> Verdict {
         let (flags, met) = self.merged.split_at(self.tensors);
-        let met = (0u32..).zip(met).filter(|(_, met)| **met != 0);
-        let named = |(micro_batch, met): (u32, &i64)| NonFinite {
-            micro_batch,
-            loss: met & LOSS != 0,
-            gradient: met & GRADIENT != 0,
+        let named = |micro_batch| {
+            let slot = self.slot(micro_batch);
+            NonFinite { micro_batch, loss: met[slot + SLOTS] != 0, gradient: met[slot] != 0 }
         };
-        let micro_batches: Vec<NonFinite> = met.map(named).collect();
+        let all = (0..self.micro_batches).map(named);
+        let micro_batches: Vec<NonFinite> = all.filter(|met| met.loss || met.gradient).collect();
         if !micro_batches.is_empty() {
             return Verdict::NotFinite { micro_batches };
         }
@@ -221,7 +225,23 @@ mod tests {
         assert_eq!(one.judge(&[32, 10]), all);
         // Another step has other micro-batches.
         one.begin(1);
-        assert_eq!((one.judge(&[32, 10]), one.as_slice().len()), (Verdict::Fits, 3));
+        assert_eq!(one.judge(&[32, 10]), Verdict::Fits);
+    }
+
+    #[test]
+    fn beyond_so_many_micro_batches_neighbours_are_named_together() {
+        let mut flags = Flags::new(0);
+        let before = flags.as_slice().len();
+        flags.begin(1024);
+        flags.merge(7, &[], false);
+        flags.merge(1023, &[], false);
+        let Verdict::NotFinite { micro_batches } = flags.judge(&[]) else { panic!("{flags:?}") };
+        assert!(micro_batches.iter().map(|m| m.micro_batch).eq([6, 7, 1022, 1023]), "{micro_batches:?}");
+        assert_eq!(flags.as_slice().len(), before);
+        flags.begin(512);
+        flags.merge(511, &[], false);
+        let last = NonFinite { micro_batch: 511, loss: true, gradient: false };
+        assert_eq!(flags.judge(&[]), Verdict::NotFinite { micro_batches: vec![last] });
     }
 
     #[test]

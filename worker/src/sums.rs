@@ -97,9 +97,6 @@ impl<B: Backend> StepSums<B> {
     ) -> Result<Accumulation<'a, B>, WorkerError> {
         let Self { gradients, layers, flags, totals, limit_bits, device_flags, device_totals } = self;
         flags.begin(shard.step_micro_batches);
-        if backend.integers_len(device_flags) != flags.as_slice().len() {
-            *device_flags = backend.integers(flags.as_slice().len())?;
-        }
         *totals = [0; 3];
         *limit_bits = exact::limit_bits(shard.step_micro_batches);
         let pending = match gradients {

@@ -375,5 +375,5 @@ impl<B: Backend> Passes<'_, B> {
 /// One recomputation suffices: the flags say by how much every value was too large, and the values are the same again.
 const MAX_RECOMPUTED: u32 = 1;
 
-/// As many samples as `train.global_batch` may have: what a step's flags may take of memory.
+/// As many samples as `train.global_batch` may have: more cannot be, and would have to be named where sums tell of none.
 const MOST_MICRO_BATCHES: u32 = 1 << 20;

@@ -130,7 +130,8 @@ fn each_refusal_names_key_value_origin_and_what_is_allowed() {
             cluster, security, checkpoint, observe".into()),
         (load_text(SMALLEST, &[], &[("BALLAST__TRAIN", "1")]), "B1002: unknown key `train` (environment variable \
             BALLAST__TRAIN); the keys of [train] are epochs, max_steps, global_batch, micro_batch_tokens, \
-            activation_checkpointing, learning_rate, schedule, warmup_steps, weight_decay, beta1, beta2, epsilon, clip_norm, reduction".into()),
+            activation_checkpointing, learning_rate, schedule, warmup_steps, weight_decay, beta1, beta2, epsilon, \
+            clip_norm, reduction, on_nonfinite, max_skipped".into()),
         (with("train = 3"), "B1003: `train` = 3 (demo.toml, line 1) is an integer; allowed: a section, written [train]"
             .into()),
         (set("train.epochs", "abc"), format!("B1003: `train.epochs` = \"abc\" (--set) is a string; allowed: {int}")),
@@ -155,6 +156,8 @@ fn each_refusal_names_key_value_origin_and_what_is_allowed() {
             a number above 0, at most 65536".into()),
         (with("[lora]\ndropout = 1.0"), "B1004: `lora.dropout` = 1.0 (demo.toml, line 2) is out of range; allowed: a \
             number from 0 to less than 1".into()),
+        (set("cluster.slow_factor", "1"), "B1004: `cluster.slow_factor` = 1 (--set) is out of range; allowed: a number \
+            above 1, at most 1000".into()),
         (with("[train]\nschedule = \"linaer\""), "B1004: `train.schedule` = \"linaer\" (demo.toml, line 2) does not \
             know the word `linaer` (did you mean `linear`?); allowed: one of `constant`, `linear`, `cosine`".into()),
         (set("lora.target_modules", "q_prj"), "B1004: `lora.target_modules` = [\"q_prj\"] (--set) does not know the \
