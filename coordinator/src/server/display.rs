@@ -94,6 +94,7 @@ impl Display {
         for effect in effects {
             match effect {
                 Effect::Admit { worker } => self.member(after, *worker),
+                Effect::Slow(slow) => self.member(after, slow.worker),
                 Effect::Dismiss { worker, failure } => self.gone(*worker, Some(&failure.message)),
                 Effect::Send { worker, message: Message::Goodbye(_) } if !after.is_member(*worker) => {
                     self.gone(*worker, None);

@@ -88,8 +88,10 @@ extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> CUresult {
 extern "C" fn cuEventQuery(event: Handle) -> CUresult {
     in_context(|device| {
         let Some(mark) = device.events.get(event)?.mark() else { return Ok(()) };
+        // The answer is as of the question, which is what has the work done.
+        let done = mark.stream.is_done(mark.number);
         mark.stream.release(mark.number);
-        if mark.stream.is_done(mark.number) { device.healthy() } else { Err(Error::NotReady) }
+        if done { device.healthy() } else { Err(Error::NotReady) }
     })
 }
 
