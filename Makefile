@@ -154,7 +154,7 @@ endif
 # Alone WORKERS=N; without it a series, and how the figures grow. Only release builds say something.
 scale:
 	$(CARGO) build --release --locked -p ballast-cli -p ballast-e2e --bin ballast --bin scale
-	$(TARGET_DIR)/release/scale $(if $(WORKERS),--workers $(WORKERS))
+	BALLAST_E2E_BINARY=$(abspath $(BALLAST)) $(TARGET_DIR)/release/scale $(if $(WORKERS),--workers $(WORKERS))
 
 gpu-bundle: cuda
 	bench/gpu/bundle.py --cargo $(CARGO) --out $(TARGET_DIR)

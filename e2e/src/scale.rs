@@ -48,6 +48,12 @@ pub struct Figures {
     pub form_s: f64,
     /// Seconds from the loss of one worker's connection until all others have been told of the next generation.
     pub reform_s: f64,
+    /// Seconds of CPU time that the coordinator takes while workers join,
+    pub join_cpu_s: f64,
+    /// while the first generation forms,
+    pub form_cpu_s: f64,
+    /// and while the next one does.
+    pub reform_cpu_s: f64,
     /// Cores' worth of CPU time that the coordinator takes for heartbeats alone.
     pub idle_cores: f64,
     /// The same while steps are trained.
@@ -91,7 +97,9 @@ pub async fn measure(scene: &Scene, dir: &str, load: Load) -> Result<Figures> {
     let empty = Usage::now(process)?;
 
     let (mut crowd, join) = Crowd::join(workers, &url).await?;
+    let (join_cpu_s, began) = (empty.cpu_since()?, Usage::now(process)?);
     let form = crowd.form().await?;
+    let form_cpu_s = began.cpu_since()?;
     let steps = Pace { steps: pace, questions: 0.0 };
     crowd.spend(warm_up, steps).await?;
     let (began, sent) = (Usage::now(process)?, traffic::bytes(port));
@@ -109,6 +117,7 @@ pub async fn measure(scene: &Scene, dir: &str, load: Load) -> Result<Figures> {
 
     let full = Usage::now(process)?;
     let reform = crowd.lose_one().await?;
+    let reform_cpu_s = full.cpu_since()?;
     // It is a generation like any other: it trains.
     crowd.spend(warm_up, steps).await?;
     let steps = crowd.computed();
@@ -118,6 +127,9 @@ pub async fn measure(scene: &Scene, dir: &str, load: Load) -> Result<Figures> {
         join_s: join.as_secs_f64(),
         form_s: form.as_secs_f64(),
         reform_s: reform.as_secs_f64(),
+        join_cpu_s,
+        form_cpu_s,
+        reform_cpu_s,
         idle_cores,
         training_cores,
         idle_bytes,

@@ -185,7 +185,8 @@ impl Crowd {
     /// Whether a step after `first` up to `last` is not yet reported by all, or the next one's shards are not yet there.
     fn is_due(&self, first: u64, last: u64) -> bool {
         let arrived = |number| self.steps.get(&number).is_some_and(|step| step.arrived.len() == self.members.len());
-        first < last && !((first + 1..=last).all(|number| self.reported(number).is_some()) && arrived(last + 1))
+        let reported = |number| self.steps.get(&number).is_some_and(|step| step.reported.len() == self.members.len());
+        first < last && !((first + 1..=last).all(reported) && arrived(last + 1))
     }
 
     /// When the last of all ranks reported a step.

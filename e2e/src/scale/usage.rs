@@ -5,8 +5,6 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// Ticks of `/proc/PID/stat` in a second: part of Linux's interface to programs, on every architecture that Ballast runs on.
-const TICKS: f64 = 100.0;
 /// File descriptors that are no connections of workers.
 const OWN: u64 = 64;
 
@@ -54,19 +52,28 @@ impl Usage {
     /// # Errors
     /// When the process is gone.
     pub(super) fn cores_since(&self) -> Result<f64> {
-        Ok((cpu(self.process)? - self.cpu) / self.at.elapsed().as_secs_f64())
+        Ok(self.cpu_since()? / self.at.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of CPU time that it has taken since.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub(super) fn cpu_since(&self) -> Result<f64> {
+        Ok(cpu(self.process)? - self.cpu)
     }
 }
 
-/// Seconds in user and kernel mode.
+/// Seconds that its threads have run. `/proc/PID/stat` counts in hundredths, which is too coarse for what is over in a few.
 fn cpu(process: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // The command stands in parentheses and may hold anything; the third field follows.
-    let (_, fields) = stat.rsplit_once(')').context("no command in /proc/PID/stat")?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let ticks =
-        |field: usize| fields.get(field - 3).and_then(|f| f.parse::<f64>().ok()).context("a short /proc/PID/stat");
-    Ok((ticks(14)? + ticks(15)?) / TICKS)
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may end while it is looked at; those of a coordinator's runtime do not.
+        let Ok(statistics) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        let ran = statistics.split_whitespace().next().and_then(|ran| ran.parse::<u64>().ok());
+        nanoseconds += ran.context("/proc/PID/task/TID/schedstat begins with no number")?;
+    }
+    Ok(nanoseconds as f64 / 1e9)
 }
 
 fn resident(process: u32) -> Result<u64> {
