@@ -27,7 +27,8 @@ pub struct Audit {
     /// Seconds that faults, restarts and changes of the membership cost: for each generation after the first, from the commit
     /// of the newest step that it kept (or the run's start) to its first own, less a usual step; less, too, the time between
     /// the end of one coordinator and the start of the next, when nobody wanted it to run. A coordinator after one that was
-    /// done costs nothing.
+    /// done costs nothing. Steps that were recorded at once, just before the change, are those whose reports survivors brought: the
+    /// time is taken from before them.
     pub lost_seconds: f64,
     /// Whether a line without an end follows the last record.
     pub unfinished_line: bool,
@@ -80,10 +81,31 @@ pub fn audit(records: &[Record], tail: Tail) -> Result<Audit, Unproven> {
         state_sha256: lineage.last_key_value().map(|(_, (step, _))| step.state_sha256.clone()),
         changes: gaps.len() as u64,
         // The sum of nothing is -0.
-        lost_seconds: 0.0 + gaps.iter().map(|gap| (gap - usual).max(0.0)).sum::<f64>(),
+        lost_seconds: 0.0 + gaps.iter().map(|gap| gap.lost(usual)).sum::<f64>(),
         unfinished_line: tail == Tail::Unfinished,
         chapters,
     })
+}
+
+/// Intervals before a change that are looked at: more steps are hardly ever streamed ahead.
+const LOOKED_BACK: usize = 16;
+
+/// What lies around a change of the generation.
+struct Gap {
+    /// Seconds from what the new one kept to its first step.
+    seconds: f64,
+    /// Seconds between the steps of the one before, newest first.
+    before: Vec<f64>,
+}
+
+impl Gap {
+    /// Seconds that the change cost, where a step takes `usual` ones.
+    fn lost(&self, usual: f64) -> f64 {
+        let at_once = self.before.iter().take_while(|interval| **interval < usual / 2.0).count();
+        let stall = if at_once > 0 { at_once + 1 } else { 0 };
+        let earlier: f64 = self.before.iter().take(stall).map(|interval| interval - usual).sum();
+        (self.seconds - usual + earlier.max(0.0)).max(0.0)
+    }
 }
 
 /// Seconds between commits of neighbouring steps of one generation.
@@ -112,8 +134,8 @@ struct Reader<'a> {
     generation: Option<(u64, u64)>,
     /// Whether another coordinator has begun since then.
     changed_hands: bool,
-    /// See [`Audit::lost_seconds`]: seconds from what a generation kept to its first step, while somebody wanted it to run.
-    gaps: Vec<f64>,
+    /// See [`Audit::lost_seconds`].
+    gaps: Vec<Gap>,
 }
 
 impl<'a> Reader<'a> {
@@ -175,6 +197,14 @@ impl<'a> Reader<'a> {
         (!done).then_some(gap - pause)
     }
 
+    /// Seconds between the newest steps that count, newest first, as far as they are of one generation.
+    fn intervals(&self) -> Vec<f64> {
+        let steps: Vec<&StepRecord> =
+            self.lineage.values().rev().map(|(step, _)| *step).take(LOOKED_BACK + 1).collect();
+        let pairs = steps.windows(2).take_while(|pair| pair[0].generation == pair[1].generation);
+        pairs.map(|pair| seconds(pair[1].at_ms, pair[0].at_ms)).collect()
+    }
+
     fn step(&mut self, step: &'a StepRecord) -> Result<(), String> {
         if let Some((void, recipe)) = self.voided.get(&step.step)
             && *recipe == self.recipe
@@ -186,7 +216,8 @@ impl<'a> Reader<'a> {
             self.reproduced += 1;
         }
         if self.generation.is_some_and(|generation| generation != step.generation) {
-            self.gaps.extend(self.gap_seconds(step.at_ms));
+            let before = self.intervals();
+            self.gaps.extend(self.gap_seconds(step.at_ms).map(|seconds| Gap { seconds, before }));
         }
         (self.generation, self.changed_hands) = (Some(step.generation), false);
         if let Some(chapter) = self.chapters.last_mut() {
@@ -284,6 +315,23 @@ mod tests {
         assert_eq!(told.chapters[0].events.len(), 4);
         // From step 2 at 3 s to 7 s, and again to 9 s; a usual second less, each.
         assert!((told.lost_seconds - 8.0).abs() < 1e-9, "{}", told.lost_seconds);
+    }
+
+    /// Everyone is apart from the coordinator for 20 seconds after step 4, and brings steps 5 and 6 when they join again.
+    #[test]
+    fn steps_that_survivors_bring_do_not_hide_how_long_nobody_was_heard_of() {
+        let at = [1_000, 2_000, 3_000, 4_000, 24_000, 24_010, 24_500, 25_500];
+        let mut records = vec![start(1, 100)];
+        records.extend((0..4).map(|n| step(n + 1, (1, 1), &[n as u32], "s", at[n as usize])));
+        // Another pass over the data.
+        let second = |n: u64| (n + 1, (1, if n < 6 { 1 } else { 2 }), [n as u32 - 4], at[n as usize]);
+        for (number, generation, samples, at_ms) in (4..8).map(second) {
+            let Record::Step(record) = step(number, generation, &samples, "s", at_ms) else { continue };
+            records.push(Record::Step(StepRecord { data_epoch: 1, ..record }));
+        }
+        let told = audit(&records, Tail::Whole).unwrap();
+        // From step 4 at 4 s to step 7 at 24.5 s; three usual seconds less.
+        assert!((told.lost_seconds - 17.5).abs() < 1e-9, "{}", told.lost_seconds);
     }
 
     #[test]
