@@ -3,12 +3,13 @@
 use super::{
     Effect, KnownStep, Level, Phase, State, WorkerId,
     admission::note,
-    member::{Held, Standing},
+    member::{Held, Member, Standing},
 };
 use ballast_proto::{
     ErrorCode, Failure,
     v1::{self, Generation, HeldState, NumericsFingerprint, Ready, StepReport},
 };
+use std::collections::BTreeMap;
 
 impl State {
     pub(super) fn ready(&mut self, worker: WorkerId, ready: Ready, known: &KnownStep, now: u64, out: &mut Vec<Effect>) {
@@ -88,9 +89,8 @@ impl State {
         } else {
             let newest = reports.last().is_some_and(|r| r.step == *step && r.state_sha256 == *state_sha256);
             reports.iter().filter(|_| newest).for_each(|report| self.learn(worker, report, known));
-            let reported = |step: &u64| self.reports.get(step).is_some_and(|reports| !reports.is_empty());
             let newest = self.reports.get(step);
-            (self.recorded + 1..=*step).all(|step| reported(&step))
+            self.recordable() >= *step
                 && newest.is_some_and(|reports| reports.values().any(|report| report.state_sha256 == *state_sha256))
         };
         if !accepted {
@@ -98,6 +98,32 @@ impl State {
             out.push(note(Level::Warn, format!("{label} holds a state of step {step} that this run does not know")));
         }
         accepted.then_some(Held { step: *step })
+    }
+
+    /// The newest step that the ledger can be told of: ranks have reported it and every step before it, in generations that do not
+    /// fall.
+    fn recordable(&self) -> u64 {
+        let (mut step, mut generation) = (self.recorded, self.recorded_generation);
+        while let Some(next) = self.reports.get(&(step + 1)).and_then(|reports| oldest(reports, generation)) {
+            (step, generation) = (step + 1, number(next));
+        }
+        step
+    }
+
+    /// Lets go of states that the run cannot come to any more: the steps that led to them were done by a generation that the one
+    /// that has just recorded a step has followed.
+    pub(super) fn forget_unreachable(&mut self, out: &mut Vec<Effect>) {
+        if self.members.census().idle == 0 {
+            return;
+        }
+        let recordable = self.recordable();
+        let beyond = |m: &Member| m.idle() && m.step() > recordable;
+        let unreachable: Vec<WorkerId> = self.members.iter().filter(|(_, m)| beyond(m)).map(|(w, _)| *w).collect();
+        for worker in unreachable {
+            let (label, step) = (self.label(worker), self.members.get(&worker).map_or(0, |m| m.step()));
+            out.push(note(Level::Warn, format!("{label} holds a state of step {step} that this run has left behind")));
+            self.members.change(worker, |member| member.standing = Standing::Idle(None));
+        }
     }
 
     /// Takes note of a step that leads to the state that a worker holds, if nobody was told of it before: the coordinator that it
@@ -121,6 +147,15 @@ impl State {
             self.reports.entry(step).or_default().entry(worker).or_insert_with(|| report.clone());
         }
     }
+}
+
+fn number(report: &StepReport) -> u64 {
+    report.generation.map_or(0, |generation| generation.number)
+}
+
+/// Of reports of one step, one of the oldest generation that is not older than this.
+pub(super) fn oldest(reports: &BTreeMap<WorkerId, StepReport>, generation: u64) -> Option<&StepReport> {
+    reports.values().filter(|report| number(report) >= generation).min_by_key(|report| number(report))
 }
 
 /// The first difference between the run's arithmetic and a worker's, in words.

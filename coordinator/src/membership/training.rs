@@ -2,6 +2,7 @@
 
 use super::{
     Commit, Effect, Level, Phase, State, StepTotals, WorkerId, admission::note, ending::stopped, member::Standing,
+    readiness::oldest,
 };
 use ballast_proto::{
     ErrorCode, Failure,
@@ -91,6 +92,8 @@ impl State {
         let reports = self.reports.remove(&step).unwrap_or_default();
         match agreement(&reports) {
             Ok(report) => {
+                // Who brings the next step may have been in the oldest of their generations.
+                let report = oldest(&reports, self.recorded_generation).unwrap_or(report);
                 out.push(Effect::Persist(commit(report, &reports)));
                 self.recorded_generation = report.generation.map_or(self.recorded_generation, |g| g.number);
                 self.recorded = step;
@@ -99,6 +102,7 @@ impl State {
                     active.observe_paces(&reports, steps);
                 }
                 let skipped = !report.not_finite.is_empty();
+                self.forget_unreachable(out);
                 self.bear_skipped(step, skipped, out)
             }
             Err(apart) => {

@@ -450,6 +450,34 @@ fn a_step_of_an_older_generation_than_the_newest_recorded_one_is_not_recorded() 
     assert_eq!(ranks(&run), [(a, 4, StateSource::Checkpoint, false)]);
 }
 
+/// Two workers come with steps that different generations did: the newer one again what the older one did first.
+fn with_steps_of_two_generations(older: &[u64]) -> Run {
+    let restarted = Settings { epoch: 2, last_generation: 3, head: 4, checkpoint: Some(4), ..settings(2) };
+    let mut run = Run::new(restarted);
+    let (a, b) = (run.join("a"), run.join("b"));
+    run.ready_with(a, held(Generation::new(1, 5), 5, 5));
+    let older_one = Generation::new(1, 4);
+    let reports = older.iter().map(|step| report(older_one, *step, *step as u8)).collect();
+    run.ready_with(b, HeldState { reports, ..held(older_one, 6, 6) });
+    run
+}
+
+#[test]
+fn what_was_done_twice_is_recorded_of_the_generation_whose_next_step_is_known() {
+    let run = with_steps_of_two_generations(&[5, 6]);
+    let of =
+        |e: &Effect| if let Effect::Persist(commit) = e { Some((commit.step, commit.generation.number)) } else { None };
+    assert_eq!(run.last.iter().filter_map(of).collect::<Vec<_>>(), [(5, 4), (6, 4)]);
+    assert_eq!(ranks(&run), [(1, 6, StateSource::Peer, false), (2, 6, StateSource::Memory, true)]);
+}
+
+#[test]
+fn a_step_that_only_an_older_generation_did_is_done_again() {
+    let run = with_steps_of_two_generations(&[6]);
+    assert!(run.recorded(5) && !run.recorded(6));
+    assert_eq!(ranks(&run), [(1, 5, StateSource::Memory, true), (2, 5, StateSource::Peer, false)]);
+}
+
 #[test]
 fn steps_in_succession_that_the_old_coordinator_did_not_live_to_record_are_recorded() {
     let restarted = Settings { epoch: 2, last_generation: 3, head: 2, checkpoint: Some(2), ..settings(1) };
