@@ -114,7 +114,10 @@ fn with_fault(scene: &Scene, (variable, order): (&str, &str)) -> Result<(Process
         let fault = [(variable, order)];
         worker_with(scene, name, &url, &["--device", "cuda:0", "--name", name], if told { &fault } else { &[] })
     };
-    Ok((coordinator, [start("a", of_both)?, start("b", true)?]))
+    let first = start("a", of_both)?;
+    // Ranks are given in the order of joining.
+    coordinator.line_with("(a) joined")?;
+    Ok((coordinator, [first, start("b", true)?]))
 }
 
 const NCCL: &str = "SOFTGPU_NCCL_FAULT";

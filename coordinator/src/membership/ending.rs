@@ -56,6 +56,8 @@ impl State {
 
     /// Removes a worker. The others go on without it.
     pub(super) fn lose(&mut self, worker: WorkerId, failure: Failure, now: u64, out: &mut Vec<Effect>) {
+        // It did not leave as it was asked to.
+        self.pardon(worker);
         if self.members.remove(worker).is_none() {
             return;
         }

@@ -105,7 +105,7 @@ impl State {
     fn recordable(&self) -> u64 {
         let (mut step, mut generation) = (self.recorded, self.recorded_generation);
         while let Some(next) = self.reports.get(&(step + 1)).and_then(|reports| oldest(reports, generation)) {
-            (step, generation) = (step + 1, number(next));
+            (step, generation) = (step + 1, next.generation.unwrap_or_default());
         }
         step
     }
@@ -131,9 +131,8 @@ impl State {
     fn learn(&mut self, worker: WorkerId, report: &StepReport, known: &KnownStep) {
         let step = report.step;
         let reported = |step: u64| self.reports.get(&step).is_some_and(|reports| !reports.is_empty());
-        let of_its_time = |generation: Generation| {
-            generation.epoch <= self.settings.epoch && generation.number >= self.recorded_generation
-        };
+        let of_its_time =
+            |generation: Generation| generation.epoch <= self.settings.epoch && generation >= self.recorded_generation;
         let planned = known.planned.get(&step).is_some_and(|plan| plan.agree(report));
         let plausible = step > self.recorded
             && (self.recorded + 1..step).all(reported)
@@ -149,13 +148,9 @@ impl State {
     }
 }
 
-fn number(report: &StepReport) -> u64 {
-    report.generation.map_or(0, |generation| generation.number)
-}
-
 /// Of reports of one step, one of the oldest generation that is not older than this.
-pub(super) fn oldest(reports: &BTreeMap<WorkerId, StepReport>, generation: u64) -> Option<&StepReport> {
-    reports.values().filter(|report| number(report) >= generation).min_by_key(|report| number(report))
+pub(super) fn oldest(reports: &BTreeMap<WorkerId, StepReport>, generation: Generation) -> Option<&StepReport> {
+    reports.values().filter(|report| report.generation >= Some(generation)).min_by_key(|report| report.generation)
 }
 
 /// The first difference between the run's arithmetic and a worker's, in words.

@@ -73,9 +73,7 @@ struct Behind {
 
 impl Paces {
     /// Takes note of a step that all ranks have reported, and forgets what is older than `steps` steps.
-    fn observe(&mut self, reports: &BTreeMap<WorkerId, StepReport>, steps: usize) {
-        let mut paces: Vec<(f64, WorkerId)> =
-            reports.iter().filter_map(|(worker, report)| Some((pace(report)?, *worker))).collect();
+    fn observe(&mut self, mut paces: Vec<(f64, WorkerId)>, steps: usize) {
         paces.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         for (at, (pace, worker)) in paces.iter().enumerate() {
             let Some(median) = median_without(&paces, at) else { continue };
@@ -123,7 +121,9 @@ impl ActiveGeneration {
     /// Takes note of the paces in a step, if all ranks have reported it.
     pub(super) fn observe_paces(&mut self, reports: &BTreeMap<WorkerId, StepReport>, steps: usize) {
         if self.ranks.iter().all(|worker| reports.contains_key(worker)) {
-            Arc::make_mut(&mut self.paces).observe(reports, steps);
+            let ranks = reports.iter().filter(|(worker, _)| self.rank_of(**worker).is_some());
+            let paces: Vec<_> = ranks.filter_map(|(worker, report)| Some((pace(report)?, *worker))).collect();
+            Arc::make_mut(&mut self.paces).observe(paces, steps);
         }
     }
 }
@@ -182,8 +182,10 @@ impl State {
     }
 }
 
-/// What a worker that comes back is known by: its name and its host. The port may be another one.
+/// What a worker that comes back is known by: its name and its host. The port may be another one, and so may the process id with
+/// which names end that nobody has chosen.
 fn identity(name: &str, ring_address: &str) -> (String, String) {
     let host = ring_address.rsplit_once(':').map_or(ring_address, |(host, _)| host);
-    (name.to_owned(), host.to_owned())
+    let chosen = name.rsplit_once(':').filter(|(_, id)| id.parse::<u32>().is_ok()).map_or(name, |(chosen, _)| chosen);
+    (chosen.to_owned(), host.to_owned())
 }

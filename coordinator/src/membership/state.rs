@@ -23,6 +23,8 @@ pub struct Settings {
     pub epoch: u64,
     /// Number of the newest generation that any earlier epoch formed; 0 when there was none.
     pub last_generation: u64,
+    /// The generation that did the newest step that counts, of whichever coordinator.
+    pub recorded_generation: Generation,
     /// Version of the binary; a worker's must be equal.
     pub version: String,
     /// Workers that train, if so many can be had.
@@ -87,7 +89,7 @@ pub struct State {
     /// Newest step handed to the ledger.
     pub(super) recorded: u64,
     /// Number of the generation that trained it, or of the newest that an earlier epoch recorded.
-    pub(super) recorded_generation: u64,
+    pub(super) recorded_generation: Generation,
     /// Newest step durable in the ledger.
     pub(super) committed: u64,
     /// Recorded steps that were skipped, as far as they may still matter.
@@ -191,7 +193,7 @@ impl State {
             generation: None,
             reports: BTreeMap::new(),
             recorded: settings.head,
-            recorded_generation: settings.last_generation,
+            recorded_generation: settings.recorded_generation,
             committed: settings.head,
             skipped: settings.skipped.clone(),
             rewinding: false,

@@ -23,6 +23,7 @@ pub(super) fn settings(workers: usize) -> Settings {
     Settings {
         epoch: 1,
         last_generation: 0,
+        recorded_generation: Generation::default(),
         version: "1".into(),
         workers,
         min_workers: 1,

@@ -95,7 +95,7 @@ impl State {
                 // Who brings the next step may have been in the oldest of their generations.
                 let report = oldest(&reports, self.recorded_generation).unwrap_or(report);
                 out.push(Effect::Persist(commit(report, &reports)));
-                self.recorded_generation = report.generation.map_or(self.recorded_generation, |g| g.number);
+                self.recorded_generation = report.generation.unwrap_or(self.recorded_generation);
                 self.recorded = step;
                 let steps = self.settings.slow.steps;
                 if let Some(active) = &mut self.generation {

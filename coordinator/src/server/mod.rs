@@ -54,7 +54,7 @@ use crate::{
     security::Security,
     site::Site,
 };
-use ballast_proto::{ErrorCode, Failure, exit};
+use ballast_proto::{ErrorCode, Failure, exit, v1::Generation};
 use blueprint::Blueprint;
 use control::{Command, Control, View};
 use directory::RunDirectory;
@@ -356,9 +356,12 @@ fn open(blueprint: &Blueprint, site: &Site) -> Result<Opened, Failure> {
 
 fn settings(blueprint: &Blueprint, directory: &RunDirectory, epoch: u64, evaluate: bool) -> Settings {
     let cluster = &blueprint.run.cluster;
+    let head = directory.ledger.step(directory.ledger.head());
+    let recorded = head.map(|step| Generation::new(step.generation.0, step.generation.1));
     Settings {
         epoch,
         last_generation: directory.ledger.last_generation(),
+        recorded_generation: recorded.unwrap_or_default(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         workers: cluster.workers as usize,
         min_workers: cluster.min_workers as usize,

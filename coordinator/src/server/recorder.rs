@@ -81,14 +81,18 @@ async fn record(
 ) -> Result<Ledger, Failure> {
     while let Some(entry) = queue.recv().await {
         let written;
-        (books, written) = blocking.run(move || books.write(entry)).await?;
+        (books, written) = match blocking.run(move || books.write(entry)).await {
+            Ok(done) => done,
+            Err(failure) => {
+                let _ = events.send(Command::Event(Event::Failed(failure.clone()))).await;
+                return Err(failure);
+            }
+        };
         let failed = written.is_err();
         let event = written.unwrap_or_else(|failure| Some(Event::Failed(failure)));
-        // A closed channel means that the run is over and nobody listens any more.
-        if let Some(event) = event
-            && events.send(Command::Event(event)).await.is_err()
-        {
-            break;
+        if let Some(event) = event {
+            // When the run is over nobody listens any more; what is queued is written all the same.
+            let _ = events.send(Command::Event(event)).await;
         }
         if failed {
             break;

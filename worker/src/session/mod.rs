@@ -202,6 +202,7 @@ fn termination() -> io::Result<impl Stream<Item = &'static str>> {
     let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(futures::stream::unfold((terminate, interrupt), |(mut terminate, mut interrupt)| async move {
         let name = tokio::select! {
+            biased;
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "SIGINT",
         };

@@ -35,7 +35,14 @@ fn a_generation_forms_when_all_are_ready_with_ranks_in_order_of_admission() {
 
 #[test]
 fn a_resumed_run_starts_from_its_checkpoint_in_a_generation_never_used_before() {
-    let resumed = Settings { epoch: 2, last_generation: 5, head: 4, checkpoint: Some(4), ..settings(1) };
+    let resumed = Settings {
+        epoch: 2,
+        last_generation: 5,
+        recorded_generation: Generation::new(1, 5),
+        head: 4,
+        checkpoint: Some(4),
+        ..settings(1)
+    };
     let run = Run::training(resumed);
     assert_eq!(run.generation(), Generation::new(2, 6));
     let Message::GenerationFormed(formed) = run.sent()[0].1.clone() else { panic!() };

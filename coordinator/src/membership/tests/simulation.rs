@@ -222,6 +222,7 @@ impl World {
         let settings = Settings {
             epoch: self.epoch,
             last_generation: self.ledger.iter().map(|(_, g)| g.number).max().unwrap_or(0),
+            recorded_generation: self.ledger.last().map(|(_, g)| *g).unwrap_or_default(),
             head: self.ledger.len() as u64,
             checkpoint: self.checkpoint,
             skipped: self.ledger.iter().map(|(step, _)| *step).filter(|step| !not_finite(*step).is_empty()).collect(),
