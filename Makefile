@@ -27,7 +27,7 @@ OWN_BUNDLE := $(TARGET_DIR)/ballast-gpu.tar.xz
 
 help:
 	@echo 'make demo           build, fetch SmolLM2-135M-Instruct, fine-tune it with LookAhead on two workers'
-	@echo 'make test           the whole test suite (about 25 minutes on 2 cores), the CUDA backend emulated'
+	@echo 'make test           the whole test suite (about 35 minutes on 2 cores), the CUDA backend emulated'
 	@echo 'make cuda           compile the CUDA kernels and check what became of them (fetches the compiler, needs no GPU)'
 	@echo 'make test-cuda      the CUDA backend on the software device (emulated), or on that of SOFTGPU_LIB=DIR'
 	@echo 'make gpu-bundle     all that `make test-gpu` runs, for a machine with a GPU and no Rust: one archive under $(TARGET_DIR)'

@@ -22,6 +22,11 @@ pub fn check(state: &State) -> Result<(), String> {
     ensure(state.horizon <= state.boundary().0, "data is streamed beyond the end")?;
     ensure(state.skipped.iter().all(|step| *step <= state.recorded), "a skipped step that is not recorded")?;
     ensure(state.reports.keys().all(|step| *step > state.recorded), "a report of a recorded step is kept")?;
+    let recordable = state.recordable();
+    ensure(
+        state.is_over() || state.members.values().all(|member| !member.idle() || member.step() <= recordable),
+        "a worker keeps a state that the ledger cannot be told of",
+    )?;
     let working = matches!(state.phase, Phase::Training | Phase::Evaluating);
     ensure(!state.rewinding || !working, "the ledger goes back while workers train")?;
     for member in state.members.values() {

@@ -3,7 +3,7 @@
 use super::{
     Effect, KnownStep, Level, Phase, State, WorkerId,
     admission::note,
-    member::{Held, Member, Standing},
+    member::{Held, Standing},
 };
 use ballast_proto::{
     ErrorCode, Failure,
@@ -102,28 +102,12 @@ impl State {
 
     /// The newest step that the ledger can be told of: ranks have reported it and every step before it, in generations that do not
     /// fall.
-    fn recordable(&self) -> u64 {
+    pub(super) fn recordable(&self) -> u64 {
         let (mut step, mut generation) = (self.recorded, self.recorded_generation);
         while let Some(next) = self.reports.get(&(step + 1)).and_then(|reports| oldest(reports, generation)) {
             (step, generation) = (step + 1, next.generation.unwrap_or_default());
         }
         step
-    }
-
-    /// Lets go of states that the run cannot come to any more: the steps that led to them were done by a generation that the one
-    /// that has just recorded a step has followed.
-    pub(super) fn forget_unreachable(&mut self, out: &mut Vec<Effect>) {
-        if self.members.census().idle == 0 {
-            return;
-        }
-        let recordable = self.recordable();
-        let beyond = |m: &Member| m.idle() && m.step() > recordable;
-        let unreachable: Vec<WorkerId> = self.members.iter().filter(|(_, m)| beyond(m)).map(|(w, _)| *w).collect();
-        for worker in unreachable {
-            let (label, step) = (self.label(worker), self.members.get(&worker).map_or(0, |m| m.step()));
-            out.push(note(Level::Warn, format!("{label} holds a state of step {step} that this run has left behind")));
-            self.members.change(worker, |member| member.standing = Standing::Idle(None));
-        }
     }
 
     /// Takes note of a step that leads to the state that a worker holds, if nobody was told of it before: the coordinator that it

@@ -102,7 +102,6 @@ impl State {
                     active.observe_paces(&reports, steps);
                 }
                 let skipped = !report.not_finite.is_empty();
-                self.forget_unreachable(out);
                 self.bear_skipped(step, skipped, out)
             }
             Err(apart) => {

@@ -13,6 +13,18 @@ fn goodbyes(run: &Run) -> Vec<WorkerId> {
     run.sent().iter().filter(|(_, m)| matches!(m, Message::Goodbye(_))).map(|(worker, _)| *worker).collect()
 }
 
+/// A second coordinator, whose ledger ends with a step of generation 1.3.
+fn restarted(workers: usize, head: u64, checkpoint: u64) -> Settings {
+    Settings {
+        epoch: 2,
+        last_generation: 3,
+        recorded_generation: Generation::new(1, 3),
+        head,
+        checkpoint: Some(checkpoint),
+        ..settings(workers)
+    }
+}
+
 fn rewound_to(run: &Run) -> Option<u64> {
     run.last.iter().find_map(|e| if let Effect::Rewind { to } = e { Some(*to) } else { None })
 }
@@ -314,15 +326,7 @@ fn workers_that_load_or_wait_leave_at_once() {
 
 #[test]
 fn a_new_coordinator_goes_on_with_workers_that_kept_their_state() {
-    let restarted = Settings {
-        epoch: 2,
-        last_generation: 3,
-        recorded_generation: Generation::new(1, 3),
-        head: 4,
-        checkpoint: Some(2),
-        ..settings(2)
-    };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(restarted(2, 4, 2));
     let (a, b) = (run.join("a"), run.join("b"));
     run.ready_with(a, held(Generation::new(1, 3), 4, 4));
     run.ready_with(b, held(Generation::new(1, 3), 3, 3));
@@ -333,15 +337,7 @@ fn a_new_coordinator_goes_on_with_workers_that_kept_their_state() {
 
 #[test]
 fn a_step_that_the_old_coordinator_did_not_live_to_record_is_recorded() {
-    let restarted = Settings {
-        epoch: 2,
-        last_generation: 3,
-        recorded_generation: Generation::new(1, 3),
-        head: 4,
-        checkpoint: Some(2),
-        ..settings(1)
-    };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(restarted(1, 4, 2));
     let a = run.join("a");
     run.ready_with(a, held(Generation::new(1, 3), 5, 5));
     assert!(run.recorded(5));
@@ -350,14 +346,7 @@ fn a_step_that_the_old_coordinator_did_not_live_to_record_is_recorded() {
 
 #[test]
 fn states_that_the_ledger_does_not_vouch_for_are_not_used() {
-    let restarted = Settings {
-        epoch: 2,
-        last_generation: 3,
-        recorded_generation: Generation::new(1, 3),
-        head: 4,
-        checkpoint: Some(4),
-        ..settings(1)
-    };
+    let settings = restarted(1, 4, 4);
     let cases: [(&str, HeldState); 5] = [
         ("of another content", held(Generation::new(1, 3), 4, 9)),
         ("two steps ahead", held(Generation::new(1, 3), 6, 6)),
@@ -369,7 +358,7 @@ fn states_that_the_ledger_does_not_vouch_for_are_not_used() {
         ),
     ];
     for (what, held) in cases {
-        let mut run = Run::new(restarted.clone());
+        let mut run = Run::new(settings.clone());
         let a = run.join("a");
         run.ready_with(a, held);
         assert!(
@@ -384,15 +373,7 @@ fn states_that_the_ledger_does_not_vouch_for_are_not_used() {
 
 #[test]
 fn when_the_newest_step_died_with_its_holders_an_older_live_state_is_nearer_than_a_checkpoint() {
-    let restarted = Settings {
-        epoch: 2,
-        last_generation: 3,
-        recorded_generation: Generation::new(1, 3),
-        head: 5,
-        checkpoint: Some(2),
-        ..settings(1)
-    };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(restarted(1, 5, 2));
     let a = run.join("a");
     run.ready_with(a, held(Generation::new(1, 3), 4, 4));
     assert_eq!(rewound_to(&run), Some(4));
@@ -470,15 +451,7 @@ fn a_stop_does_not_wait_for_workers_that_nobody_starts() {
 
 #[test]
 fn a_step_of_an_older_generation_than_the_newest_recorded_one_is_not_recorded() {
-    let restarted = Settings {
-        epoch: 2,
-        last_generation: 3,
-        recorded_generation: Generation::new(1, 3),
-        head: 4,
-        checkpoint: Some(4),
-        ..settings(1)
-    };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(restarted(1, 4, 4));
     let a = run.join("a");
     run.ready_with(a, held(Generation::new(1, 2), 5, 5));
     assert!(!run.recorded(5));
@@ -487,15 +460,7 @@ fn a_step_of_an_older_generation_than_the_newest_recorded_one_is_not_recorded() 
 
 /// Two workers come with steps that different generations did: the newer one again what the older one did first.
 fn with_steps_of_two_generations(older: &[u64]) -> Run {
-    let restarted = Settings {
-        epoch: 2,
-        last_generation: 3,
-        recorded_generation: Generation::new(1, 3),
-        head: 4,
-        checkpoint: Some(4),
-        ..settings(2)
-    };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(restarted(2, 4, 4));
     let (a, b) = (run.join("a"), run.join("b"));
     run.ready_with(a, held(Generation::new(1, 5), 5, 5));
     let older_one = Generation::new(1, 4);
@@ -517,18 +482,14 @@ fn what_was_done_twice_is_recorded_of_the_generation_whose_next_step_is_known() 
 #[test]
 fn numbers_of_generations_count_within_their_epoch() {
     let recorded_generation = Generation::new(2, 2);
-    let restarted =
-        Settings { epoch: 2, last_generation: 2, recorded_generation, head: 4, checkpoint: Some(4), ..settings(1) };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(Settings { last_generation: 2, recorded_generation, ..restarted(1, 4, 4) });
     let a = run.join("a");
     run.ready_with(a, held(Generation::new(1, 2), 5, 5));
     assert!(!run.recorded(5), "of an older epoch than the step before it");
     assert_eq!(ranks(&run), [(a, 4, StateSource::Checkpoint, false)]);
 
     let recorded_generation = Generation::new(1, 5);
-    let restarted =
-        Settings { epoch: 3, last_generation: 3, recorded_generation, head: 4, checkpoint: Some(4), ..settings(1) };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(Settings { epoch: 3, recorded_generation, ..restarted(1, 4, 4) });
     let a = run.join("a");
     run.ready_with(a, held(Generation::new(2, 4), 5, 5));
     assert!(run.recorded(5), "of a newer epoch, with a smaller number");
@@ -543,15 +504,7 @@ fn a_step_that_only_an_older_generation_did_is_done_again() {
 
 #[test]
 fn steps_in_succession_that_the_old_coordinator_did_not_live_to_record_are_recorded() {
-    let restarted = Settings {
-        epoch: 2,
-        last_generation: 3,
-        recorded_generation: Generation::new(1, 3),
-        head: 2,
-        checkpoint: Some(2),
-        ..settings(1)
-    };
-    let mut run = Run::new(restarted);
+    let mut run = Run::new(restarted(1, 2, 2));
     let a = run.join("a");
     let generation = Generation::new(1, 3);
     let reports = (1..=5).map(|step| report(generation, step, step as u8)).collect();
