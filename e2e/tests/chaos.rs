@@ -7,7 +7,10 @@ use ballast_e2e::tiny::play;
 /// The whole of it is `make chaos`.
 #[test]
 fn a_disturbed_run_leads_to_the_same_adapter() -> Result<()> {
-    let seed = std::env::var("BALLAST_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let seed = match std::env::var("BALLAST_TEST_SEED") {
+        Ok(seed) => seed.parse()?,
+        Err(_) => 1,
+    };
     println!("BALLAST_TEST_SEED={seed}");
     play(|scene| {
         let steps = 60;

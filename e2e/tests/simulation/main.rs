@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use world::{Tally, World};
 
 fn number(name: &str, or: u64) -> u64 {
-    env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(or)
+    env::var(name).map_or(or, |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
 }
 
 /// `BALLAST_SIMULATED_CLUSTERS` histories from seed `BALLAST_SIMULATION_SEED` on; a failing one is told by its seed.

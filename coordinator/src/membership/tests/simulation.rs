@@ -572,7 +572,9 @@ impl Worker {
 /// `BALLAST_SIMULATED_RUNS` histories from seed `BALLAST_SIMULATION_SEED` on; a failing one is told by its seed.
 #[test]
 fn runs_complete_whatever_happens_on_the_way() {
-    let number = |name: &str, or: u64| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(or);
+    let number = |name: &str, or: u64| {
+        std::env::var(name).map_or(or, |text| text.parse().unwrap_or_else(|e| panic!("{name}={text}: {e}")))
+    };
     let (runs, first) = (number("BALLAST_SIMULATED_RUNS", 300), number("BALLAST_SIMULATION_SEED", 1));
     println!("BALLAST_SIMULATION_SEED={first} BALLAST_SIMULATED_RUNS={runs}");
     let mut all = Tally::default();
