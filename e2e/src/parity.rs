@@ -63,7 +63,9 @@ pub struct Parity {
 pub fn compare(golden: &Golden, model: &BaseModel, threads: usize) -> Result<Parity> {
     let backend = Arc::new(CpuBackend::new(threads)?);
     let decoder = Arc::new(Decoder::load(&backend, model)?);
-    let mut trainer = Trainer::new(backend, decoder, &golden.run_spec()?, Progress::new())?;
+    let mut trainer = Trainer::new(Arc::clone(&backend), decoder, &golden.run_spec()?, Progress::new())?;
+    // What is not planned comes as it is needed, and is used again.
+    backend.reserve(0)?;
     start_from(&mut trainer, &golden.initial)?;
 
     let logits = worst(logits_distances(&trainer, golden)?, LOGITS)?;

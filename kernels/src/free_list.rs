@@ -2,7 +2,6 @@
 //!
 //! Best fit, the lowest among equals; neighbours merge at once, so what is free depends on what is taken alone.
 //! Micro-batches are packed to ever new shapes, but each gives back all it took: the slab is whole before the next.
-#![cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "a dry run's slab has no end"))]
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 mod adamw;
+mod arena;
 mod check;
 mod contract;
 pub mod cpu;
@@ -23,6 +24,7 @@ mod footprint;
 mod free_list;
 mod layout;
 mod philox;
+mod slabs;
 
 #[cfg(any(test, feature = "reference"))]
 pub mod conformance;

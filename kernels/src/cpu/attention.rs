@@ -6,10 +6,11 @@
 //! before its first window are never touched.
 
 use super::CpuBackend;
-use super::buffers::{FreeLists, Matrix, PackingTable, Vector};
+use super::buffers::{Matrix, PackingTable, Vector};
 use super::check;
 use super::exp::{exp, ln};
 use super::gemm::{MatMut, MatRef, Store, product};
+use super::memory::Memory;
 use super::simd::{LANES, add_lanes, vectorized};
 use crate::contract::{AttentionShape, Result};
 use gemm::Parallelism;
@@ -112,7 +113,7 @@ pub(crate) fn scratch(shape: &AttentionShape, count: usize, keys: usize) -> [usi
 
 /// Attends from the tile's queries. `out: [count, heads * head_dim]`; `log_sum_exp: [count * heads]`, when wanted.
 pub(crate) fn attend(
-    memory: &Arc<FreeLists>,
+    memory: &Arc<Memory>,
     parallelism: Parallelism,
     shape: &AttentionShape,
     tile: &Tile<'_>,

@@ -2,8 +2,9 @@
 
 use super::CpuBackend;
 use super::attention::{Tile, attend, query_block};
-use super::buffers::{Block, Matrix};
+use super::buffers::Matrix;
 use super::check::{attention_shape, ensure, shape as check_matrix};
+use super::memory::Block;
 use crate::contract::{AttentionShape, Result};
 use gemm::Parallelism;
 

@@ -1,8 +1,9 @@
 //! What the CPU backend takes of memory.
 
-use super::{attention, attention_backward, buffers, head, linear};
+use super::{attention, attention_backward, head, linear};
 use crate::contract::AttentionShape;
 use crate::footprint::{Footprint, LowRank};
+use crate::free_list::rounded;
 
 /// Sizes of a [`super::CpuBackend`] of so many threads.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +33,7 @@ impl Footprint for CpuFootprint {
     }
 
     fn buffer(&self, bytes: usize) -> usize {
-        buffers::size_class(bytes / size_of::<f32>()) * size_of::<f32>()
+        rounded(bytes)
     }
 
     fn table(&self, bytes: usize) -> usize {

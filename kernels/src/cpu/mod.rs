@@ -17,6 +17,7 @@ mod gated;
 mod gemm;
 mod head;
 mod linear;
+mod memory;
 mod norm;
 mod optimizer;
 mod rotary;
@@ -27,8 +28,9 @@ mod tests;
 mod threads;
 mod weights;
 
+pub use crate::arena::MemoryUse;
 pub use attention_cached::Cache;
-pub use buffers::{HalfVector, IndexVector, IntegerVector, Matrix, MemoryUse, PackingTable, Vector};
+pub use buffers::{HalfVector, IndexVector, IntegerVector, Matrix, PackingTable, Vector};
 pub use footprint::CpuFootprint;
 pub use weights::{FrozenLinear, RotaryTable, Table};
 
@@ -36,11 +38,11 @@ use crate::check;
 use crate::contract::Result;
 use std::sync::Arc;
 
-/// The CPU as a device: threads and a pool of buffers.
+/// The CPU as a device: threads and its memory.
 #[derive(Debug)]
 pub struct CpuBackend {
     threads: threads::Threads,
-    memory: Arc<buffers::FreeLists>,
+    memory: Arc<memory::Memory>,
 }
 
 impl CpuBackend {
@@ -65,14 +67,25 @@ impl CpuBackend {
         self.threads.count()
     }
 
-    /// Bytes in buffers and scratch.
+    /// Takes `bytes` bytes from the system in one piece, in which buffers lie from here on.
+    ///
+    /// To be called when all is made that stays (adapter, moments), with what the largest micro-batch takes. Before, and
+    /// if never called, each buffer is an allocation of its own. Called again, it does nothing where enough is reserved.
+    ///
+    /// # Errors
+    /// [`crate::KernelError::OutOfMemory`] when the system has no such piece.
+    pub fn reserve(&self, bytes: usize) -> Result<()> {
+        self.memory.arena().reserve(bytes)
+    }
+
+    /// Bytes in buffers and scratch; frozen weights are not counted.
     #[must_use]
     pub fn memory(&self) -> MemoryUse {
-        self.memory.memory()
+        self.memory.arena().usage()
     }
 
     /// Starts measuring [`MemoryUse::peak`] anew.
     pub fn reset_peak_memory(&self) {
-        self.memory.reset_peak();
+        self.memory.arena().reset_peak();
     }
 }

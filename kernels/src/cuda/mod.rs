@@ -36,16 +36,15 @@ mod optimizer;
 mod probe;
 mod rotary;
 mod rows;
-mod slabs;
 mod team;
 #[allow(unsafe_code)] // Calls into the driver.
 mod transfer;
 mod weights;
 
+pub use crate::arena::MemoryUse;
 pub use buffers::{Cache, HalfVector, IndexVector, IntegerVector, Matrix, Packing, Vector};
 pub use footprint::CudaFootprint;
 pub use libraries::Library;
-pub use memory::MemoryUse;
 pub use modules::kernels_for;
 pub use probe::{DeviceProbe, Probe, probe};
 pub use weights::{FrozenLinear, RotaryTable, Table};

@@ -27,7 +27,7 @@ pub struct Extent {
     pub in_use: usize,
     /// The most that was ever in use at once.
     pub peak: usize,
-    /// Bytes of a slab that holds all that was taken since [`DryRun::reserve`], laid out as the CUDA backend does:
+    /// Bytes of a slab that holds all that was taken since [`DryRun::reserve`], laid out as the backends do:
     /// gaps between buffers are part of it.
     pub slab: usize,
 }
@@ -131,7 +131,7 @@ impl<F: Footprint> DryRun<F> {
         lock(&self.meter).extent
     }
 
-    /// As the CUDA backend's `reserve`: from here on buffers lie in a slab, which is as large as it needs to be.
+    /// As a backend's `reserve`: from here on buffers lie in a slab, which is as large as it needs to be.
     pub fn reserve(&self) {
         lock(&self.meter).slab = Some(FreeList::new(isize::MAX as usize / ALIGNMENT * ALIGNMENT));
     }

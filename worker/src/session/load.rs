@@ -142,8 +142,8 @@ impl Planned for CpuBackend {
         Ok(None)
     }
 
-    fn reserve_memory(&self, _: usize) -> Result<(), KernelError> {
-        Ok(())
+    fn reserve_memory(&self, bytes: usize) -> Result<(), KernelError> {
+        self.reserve(bytes)
     }
 }
 

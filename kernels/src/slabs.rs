@@ -13,7 +13,7 @@ use crate::free_list::{FreeList, rounded};
 const GROWTH: usize = 32 << 20;
 
 /// Where memory comes from.
-pub(super) trait Source {
+pub(crate) trait Source {
     /// Memory aligned to 256 bytes.
     fn allocate(&self, bytes: usize, what: &'static str) -> Result<u64>;
     /// Gives memory of [`Source::allocate`] back, once everything that was enqueued is done with it.
@@ -23,15 +23,15 @@ pub(super) trait Source {
 /// A piece of memory: its address, its bytes, and the slab it lies in, by address; `None` when it is an allocation of
 /// its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) pointer: u64,
-    pub(super) bytes: usize,
+pub(crate) struct Piece {
+    pub(crate) pointer: u64,
+    pub(crate) bytes: usize,
     slab: Option<u64>,
 }
 
 /// All memory that was taken from the source.
 #[derive(Debug, Default)]
-pub(super) struct Slabs {
+pub(crate) struct Slabs {
     /// Whether new pieces lie in slabs.
     reserved: bool,
     /// By age, with their addresses: the order in which they are tried.
@@ -42,12 +42,12 @@ pub(super) struct Slabs {
 
 impl Slabs {
     /// Bytes taken from the source, in use or not.
-    pub(super) fn allocated(&self) -> usize {
+    pub(crate) fn allocated(&self) -> usize {
         self.allocated
     }
 
     /// From here on pieces lie in slabs; one of them has `bytes` bytes in one stretch, free now.
-    pub(super) fn reserve(&mut self, source: &impl Source, bytes: usize) -> Result<()> {
+    pub(crate) fn reserve(&mut self, source: &impl Source, bytes: usize) -> Result<()> {
         self.reserved = true;
         if bytes == 0 || self.slabs.iter().any(|(_, list)| list.is_whole() && list.capacity() >= bytes) {
             return Ok(());
@@ -57,7 +57,7 @@ impl Slabs {
     }
 
     /// A piece of at least `bytes` bytes, of unspecified content.
-    pub(super) fn take(&mut self, source: &impl Source, bytes: usize, what: &'static str) -> Result<Piece> {
+    pub(crate) fn take(&mut self, source: &impl Source, bytes: usize, what: &'static str) -> Result<Piece> {
         let bytes = rounded(bytes);
         if !self.reserved {
             let pointer = source.allocate(bytes, what)?;
@@ -81,7 +81,7 @@ impl Slabs {
     }
 
     /// Gives a piece back.
-    pub(super) fn put_back(&mut self, source: &impl Source, piece: Piece) -> Result<()> {
+    pub(crate) fn put_back(&mut self, source: &impl Source, piece: Piece) -> Result<()> {
         let Some(slab) = piece.slab else {
             self.allocated -= piece.bytes;
             return source.free(piece.pointer);
@@ -93,7 +93,7 @@ impl Slabs {
     }
 
     /// Gives all slabs of which nothing is in use back to the source.
-    pub(super) fn release(&mut self, source: &impl Source) -> Result<()> {
+    pub(crate) fn release(&mut self, source: &impl Source) -> Result<()> {
         for (slab, list) in self.slabs.extract_if(.., |(_, list)| list.is_whole()) {
             self.allocated -= list.capacity();
             source.free(slab)?;
