@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Certs(CertsArgs),
     /// Prepare the data of a run and look at it; nothing is trained.
     Prepare(PrepareArgs),
+    /// Tell what each worker of a run will take of memory; nothing is trained.
+    Estimate(EstimateArgs),
     /// Look at the configuration of a run.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -189,6 +191,19 @@ pub(crate) struct PrepareArgs {
     /// Samples to show.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) show: usize,
+}
+
+/// `ballast estimate`.
+#[derive(Debug, Args)]
+pub(crate) struct EstimateArgs {
+    #[command(flatten)]
+    pub(crate) file: RunFileArgs,
+    /// What the worker computes on (cpu or cuda), when not what the run says. It need not be there.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<Device>,
+    /// Print JSON in place of a table.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `ballast config`.

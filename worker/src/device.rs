@@ -52,6 +52,25 @@ impl Device {
     }
 }
 
+/// The storage type on a CUDA device that the run asks for.
+#[cfg(feature = "cuda")]
+pub(crate) fn cuda_storage(run: &v1::RunSpec) -> Result<ballast_kernels::cuda::Storage, crate::WorkerError> {
+    use ballast_kernels::cuda::Storage;
+    match run.dtype() {
+        v1::Dtype::F32 => Ok(Storage::F32),
+        v1::Dtype::Bf16 => Ok(Storage::Bf16),
+        v1::Dtype::Unspecified => Err(crate::WorkerError::RunSpec("dtype is of a kind unknown to this worker".into())),
+    }
+}
+
+/// What a build without CUDA says of a device of that kind.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn without_cuda() -> Failure {
+    let message = "this ballast was built without CUDA: build it with `make cuda` and `cargo build --release -p \
+                   ballast-cli --features cuda`, or work with --device cpu";
+    Failure::new(ErrorCode::DeviceUnusable, message)
+}
+
 impl FromStr for Device {
     type Err = String;
 

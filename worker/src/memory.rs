@@ -4,6 +4,7 @@
 //! micro-batch of the run. So the estimate changes with the code that it is of.
 
 use crate::WorkerError;
+use crate::device::Device;
 use crate::lora::{Adapter, DropoutKey, LoraLayout};
 use crate::model::{Batch, Decoder, Keep, Pass, Rows};
 use crate::objective::sft;
@@ -11,9 +12,10 @@ use crate::progress::Progress;
 use crate::state::TrainingState;
 use crate::sums::StepSums;
 use ballast_basemodel::Architecture;
+use ballast_kernels::cpu::{CpuBackend, CpuFootprint};
 use ballast_kernels::dry_run::DryRun;
 use ballast_kernels::{Backend, Footprint, KernelError, PackedLayout};
-use ballast_proto::v1::Reduction;
+use ballast_proto::v1::{Reduction, RunSpec};
 use std::fmt;
 use std::sync::Arc;
 
@@ -43,14 +45,70 @@ pub struct MemoryEstimate {
     pub transient: usize,
     /// Room between buffers in the slab that activations lie in (CUDA).
     pub gaps: usize,
+    /// Copies of the training state that wait for their upload as a checkpoint, and the files made of one: in host memory.
+    pub copies: usize,
+    /// Code, runtime and stacks, beside all else that the process has in host memory.
+    pub program: usize,
     /// What it was estimated for.
     pub micro_batch: MicroBatchSize,
     /// Whether `model.dtype` can be narrower.
     narrower: bool,
 }
 
+/// Copies of the training state in host memory when a checkpoint is made: the copy, and the files made of it. A second copy exists
+/// only where checkpoints come faster than they leave.
+const COPIES: usize = 2;
+/// Code, the async runtime, stacks and heap of a worker that has loaded nothing yet, about.
+const PROGRAM: usize = 24 << 20;
+
+/// Vectors of a copied state: parameters and both moments.
+const MOMENTS_AND_PARAMETERS: usize = 3;
+
 /// Share of the slab that is added for micro-batches that are smaller but fit less well.
 const MARGIN: usize = 32;
+
+/// What a run takes on a device that need not be there: on `device`, or on that of the run.
+///
+/// # Errors
+/// [`WorkerError::RunSpec`] for a run that cannot be trained, and where this `ballast` was built without CUDA for a device of
+/// that kind, [`ErrorCode::DeviceUnusable`].
+pub fn of_run(
+    run: &RunSpec,
+    architecture: &Architecture,
+    device: Option<Device>,
+) -> Result<MemoryEstimate, WorkerError> {
+    match device.unwrap_or_else(|| Device::of_run(run.device())) {
+        Device::Cpu => {
+            let threads = CpuBackend::threads_that_serve(run.threads as usize);
+            estimate_run(CpuFootprint { threads }, architecture, run)
+        }
+        Device::Cuda(_) => on_cuda(run, architecture),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn on_cuda(run: &RunSpec, architecture: &Architecture) -> Result<MemoryEstimate, WorkerError> {
+    let storage = crate::device::cuda_storage(run)?;
+    estimate_run(ballast_kernels::cuda::CudaFootprint { storage }, architecture, run)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_cuda(_: &RunSpec, _: &Architecture) -> Result<MemoryEstimate, WorkerError> {
+    Err(crate::device::without_cuda().into())
+}
+
+/// What a run takes on a backend of these sizes.
+pub(crate) fn estimate_run<F: Footprint>(
+    footprint: F,
+    architecture: &Architecture,
+    run: &RunSpec,
+) -> Result<MemoryEstimate, WorkerError> {
+    let lora = run.lora.as_ref().ok_or_else(|| WorkerError::RunSpec("lora is missing".into()))?;
+    let layout = LoraLayout::new(architecture, lora)?;
+    let tokens = usize::try_from(run.largest_micro_batch_tokens).unwrap_or(usize::MAX);
+    let keep = if run.activation_checkpointing { Keep::Inputs } else { Keep::Everything };
+    estimate(footprint, architecture, &layout, MicroBatchSize { tokens, rows: tokens, keep })
+}
 
 /// What a run takes with this adapter on a backend of these sizes.
 ///
@@ -89,6 +147,8 @@ pub fn estimate<F: Footprint>(
         kept,
         transient: activations - kept,
         gaps: extent.slab.saturating_sub(activations) + extent.slab / MARGIN,
+        copies: COPIES * MOMENTS_AND_PARAMETERS * parameters * size_of::<f32>(),
+        program: PROGRAM,
         micro_batch,
         narrower,
     })
@@ -133,6 +193,12 @@ impl MemoryEstimate {
     #[must_use]
     pub fn total(&self) -> usize {
         self.peak() + self.gaps
+    }
+
+    /// Bytes of a worker's process whose device is its host: all of the above.
+    #[must_use]
+    pub fn process(&self) -> usize {
+        self.total() + self.copies + self.program
     }
 
     /// Whether a device with `available` bytes can hold the run. To be asked before anything is loaded.
@@ -193,8 +259,9 @@ impl fmt::Display for MemoryEstimate {
     }
 }
 
-/// Bytes as MiB or GiB.
-struct Size(usize);
+/// Bytes as MiB or GiB, for people.
+#[derive(Clone, Copy, Debug)]
+pub struct Size(pub usize);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -216,6 +283,8 @@ mod tests {
             kept: 2 << 30,
             transient: 512 << 20,
             gaps: 12 << 20,
+            copies: 60 << 20,
+            program: 20 << 20,
             micro_batch: MicroBatchSize { tokens: 4096, rows: 1000, keep: Keep::Everything },
             narrower: true,
         }
@@ -225,6 +294,7 @@ mod tests {
     fn the_kinds_add_up_and_are_told() {
         let estimate = estimate();
         assert_eq!(estimate.total(), (5 << 30) + (656 << 20));
+        assert_eq!(estimate.process() - estimate.total(), 80 << 20);
         assert_eq!(estimate.activations(), (2 << 30) + (524 << 20));
         assert_eq!(
             estimate.to_string(),

@@ -7,6 +7,7 @@ mod compare;
 mod config;
 mod coordinator;
 mod doctor;
+mod estimate;
 mod explain;
 mod prepare;
 mod status;
@@ -27,6 +28,7 @@ pub(crate) fn run(command: Command, screen: &Screen) -> anyhow::Result<u8> {
         Command::Stop(args) => stop::run(&args, screen),
         Command::Certs(args) => certs::run(&args),
         Command::Prepare(args) => prepare::run(&args, screen),
+        Command::Estimate(args) => estimate::run(&args, screen),
         Command::Config(command) => config::run(&command),
         Command::Doctor(args) => doctor::run(&args),
         Command::Compare(args) => compare::run(&args),

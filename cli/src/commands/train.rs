@@ -7,6 +7,8 @@ use crate::supervise::{LocalWorkers, reachable};
 use crate::{setup, summary, watch};
 use ballast_coordinator::security::LocalAccess;
 use ballast_coordinator::server::{Coordinator, Started};
+use ballast_proto::{Coded, Failure};
+use ballast_worker::memory::{self, Size};
 use std::net::Ipv4Addr;
 
 pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
@@ -17,11 +19,15 @@ pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
     let ip = run.cluster.address().map_or(Ipv4Addr::LOCALHOST.into(), |address| reachable(address).ip());
     let access = LocalAccess::of(&run.security, ip)?;
     let options = setup::start_options(resolved, screen)?;
+    let architecture = options.model.architecture.clone();
     let outcome = setup::runtime()?.block_on(async {
         let coordinator = match Coordinator::start(options).await? {
             Started::Running(coordinator) => coordinator,
             Started::Finished(outcome) => return Ok(outcome),
         };
+        let memory = memory::of_run(coordinator.spec(), &architecture, None)
+            .map_err(|e| Failure::new(e.code(), e.to_string()))?;
+        screen.note(&format!("memory: about {} a worker (`ballast estimate` tells what for)", Size(memory.process())));
         let logs = run.run.dir.join("logs");
         let workers = LocalWorkers::spawn(&run.cluster, coordinator.local_addr(), &access, &logs)?;
         watch::follow(coordinator, workers, Presenter::new(screen.clone(), run.observe.log_every)).await

@@ -54,7 +54,10 @@ use crate::{
     security::Security,
     site::Site,
 };
-use ballast_proto::{ErrorCode, Failure, exit, v1::Generation};
+use ballast_proto::{
+    ErrorCode, Failure, exit,
+    v1::{Generation, RunSpec},
+};
 use blueprint::Blueprint;
 use control::{Command, Control, View};
 use directory::RunDirectory;
@@ -94,6 +97,16 @@ pub struct StartOptions {
     pub limits: Limits,
 }
 
+impl StartOptions {
+    /// What every worker of the run would be told.
+    ///
+    /// # Errors
+    /// What [`Coordinator::start`] refuses of a plan.
+    pub fn into_spec(self) -> Result<RunSpec, Failure> {
+        Ok(Blueprint::new(&self.resolved, self.model, self.data, self.binary_sha256)?.spec(0))
+    }
+}
+
 /// What starting led to.
 #[derive(Debug)]
 pub enum Started {
@@ -107,6 +120,7 @@ pub enum Started {
 #[derive(Debug)]
 pub struct Coordinator {
     address: SocketAddr,
+    spec: RunSpec,
     commands: mpsc::Sender<Command>,
     events: broadcast::Receiver<RunEvent>,
     progress: watch::Receiver<Progress>,
@@ -222,6 +236,7 @@ impl Coordinator {
             limits,
         };
         let server = tokio::spawn(services.serve(listener, shutdown.clone()));
+        let spec = blueprint.spec(epoch);
         let outcome = tokio::spawn(async move {
             let grace = Duration::from_millis(blueprint.run.cluster.lease_ms);
             let ended = control.run(inbox).await;
@@ -243,13 +258,19 @@ impl Coordinator {
             drop(lock);
             outcome
         });
-        Ok(Self { address, commands, events, progress, outcome })
+        Ok(Self { address, spec, commands, events, progress, outcome })
     }
 
     /// The address that workers reach.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What every worker is told.
+    #[must_use]
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
     }
 
     /// What happens from now on; nothing is missed that happened since the start, unless it is very much.

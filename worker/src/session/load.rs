@@ -4,9 +4,8 @@ use super::engine::{Engine, TrainerEngine};
 use crate::WorkerError;
 use crate::collective::NcclDevice;
 use crate::device::Device;
-use crate::lora::LoraLayout;
-use crate::memory::{self, MemoryEstimate, MicroBatchSize};
-use crate::model::{Decoder, Keep};
+use crate::memory::{self, MemoryEstimate};
+use crate::model::Decoder;
 use crate::progress::Progress;
 use crate::trainer::Trainer;
 use ballast_basemodel::{BaseModel, ModelSource};
@@ -66,13 +65,9 @@ fn on_cuda(
     listener: TcpListener,
     progress: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
-    use ballast_kernels::cuda::{CudaBackend, Storage, nccl, probe};
+    use ballast_kernels::cuda::{CudaBackend, nccl, probe};
     let ordinal = Device::ordinal(ordinal, probe().devices.len(), |name| std::env::var(name).ok())?;
-    let storage = match run.dtype() {
-        v1::Dtype::F32 => Storage::F32,
-        v1::Dtype::Bf16 => Storage::Bf16,
-        v1::Dtype::Unspecified => return Err(WorkerError::RunSpec("dtype is of a kind unknown to this worker".into())),
-    };
+    let storage = crate::device::cuda_storage(run)?;
     let backend = CudaBackend::new(ordinal, storage)?;
     // Better now than when the others wait.
     if run.workers > 1 && run.collective() != v1::Collective::Tcp {
@@ -107,10 +102,7 @@ fn on_cuda(
     _: TcpListener,
     _: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
-    Err(unusable(
-        "this ballast was built without CUDA: build it with `make cuda` and `cargo build --release -p \
-                  ballast-cli --features cuda`, or work with --device cpu",
-    ))
+    Err(crate::device::without_cuda().into())
 }
 
 fn unusable(message: &str) -> WorkerError {
@@ -171,12 +163,7 @@ const NCCL_BUFFERS: usize = 256 << 20;
 
 /// What the run takes of the device's memory, told and refused before anything is loaded.
 fn plan_memory<B: Planned>(backend: &B, model: &BaseModel, run: &RunSpec) -> Result<MemoryEstimate, WorkerError> {
-    let lora = run.lora.as_ref().ok_or_else(|| WorkerError::RunSpec("lora is missing".into()))?;
-    let layout = LoraLayout::new(model.architecture(), lora)?;
-    let tokens = usize::try_from(run.largest_micro_batch_tokens).unwrap_or(usize::MAX);
-    let keep = if run.activation_checkpointing { Keep::Inputs } else { Keep::Everything };
-    let largest = MicroBatchSize { tokens, rows: tokens, keep };
-    let planned = memory::estimate(backend.sizes(), model.architecture(), &layout, largest)?;
+    let planned = memory::estimate_run(backend.sizes(), model.architecture(), run)?;
     tracing::info!("memory: about {planned}");
     if let Some(free) = backend.free_memory()? {
         let others = UNPLANNED + if run.workers > 1 { NCCL_BUFFERS } else { 0 };
