@@ -1,7 +1,8 @@
 //! How a tensor's numbers are stored, and how they become f32.
 //!
-//! The block formats are those of ggml. Products, sums and differences are taken in f32 in ggml's order and without
-//! fusing, so that the result equals the reference reader's bit for bit.
+//! The block formats are those of ggml. An f16 scale times the small integers of its block is exact in f32, so a weight is
+//! rounded at most once, where a minimum is added or taken away, and equals the reference reader's bit for bit, whether
+//! that one fuses or not.
 
 mod block;
 mod packed;
