@@ -1,15 +1,20 @@
 //! How a tensor's numbers are stored, and how they become f32.
 //!
-//! The block formats are those of ggml: 32 weights share one f16 scale (and, in `Q4_1`, one f16 minimum). Products and
-//! sums are taken in f32 without fusing, so that the result equals the reference reader's bit for bit.
+//! The block formats are those of ggml. An f16 scale times the small integers of its block is exact in f32, so a weight is
+//! rounded at most once, where a minimum is added or taken away, and equals the reference reader's bit for bit, whether
+//! that one fuses or not.
+
+mod block;
+mod packed;
+mod super_block;
+#[cfg(test)]
+mod tests;
 
 use half::{bf16, f16};
 
-/// Weights of one block of a quantized format.
-const BLOCK: usize = 32;
-
 /// The stored form of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(non_camel_case_types, reason = "users know the formats by these names, and errors show them")]
 pub(crate) enum Encoding {
     /// IEEE single precision.
     F32,
@@ -23,6 +28,20 @@ pub(crate) enum Encoding {
     Q4_0,
     /// 32 nibbles times a scale, plus a minimum.
     Q4_1,
+    /// 32 numbers of 5 bits, less 16, times a scale.
+    Q5_0,
+    /// 32 numbers of 5 bits times a scale, plus a minimum.
+    Q5_1,
+    /// 256 numbers of 2 bits; each 16 have a scale and a minimum of 4 bits.
+    Q2_K,
+    /// 256 numbers of 3 bits, less 4; each 16 have a scale of 6 bits.
+    Q3_K,
+    /// 256 nibbles; each 32 have a scale and a minimum of 6 bits.
+    Q4_K,
+    /// 256 numbers of 5 bits; each 32 have a scale and a minimum of 6 bits.
+    Q5_K,
+    /// 256 numbers of 6 bits, less 32; each 16 have a scale of 8 bits.
+    Q6_K,
     /// Some form that Ballast does not read, by its name.
     Other(String),
 }
@@ -33,9 +52,16 @@ impl Encoding {
         match self {
             Self::F32 => Some((1, 4)),
             Self::F16 | Self::Bf16 => Some((1, 2)),
-            Self::Q8_0 => Some((BLOCK, 2 + BLOCK)),
-            Self::Q4_0 => Some((BLOCK, 2 + BLOCK / 2)),
-            Self::Q4_1 => Some((BLOCK, 4 + BLOCK / 2)),
+            Self::Q8_0 => Some((block::WEIGHTS, block::Q8_0)),
+            Self::Q4_0 => Some((block::WEIGHTS, block::Q4_0)),
+            Self::Q4_1 => Some((block::WEIGHTS, block::Q4_1)),
+            Self::Q5_0 => Some((block::WEIGHTS, block::Q5_0)),
+            Self::Q5_1 => Some((block::WEIGHTS, block::Q5_1)),
+            Self::Q2_K => Some((super_block::WEIGHTS, super_block::Q2_K)),
+            Self::Q3_K => Some((super_block::WEIGHTS, super_block::Q3_K)),
+            Self::Q4_K => Some((super_block::WEIGHTS, super_block::Q4_K)),
+            Self::Q5_K => Some((super_block::WEIGHTS, super_block::Q5_K)),
+            Self::Q6_K => Some((super_block::WEIGHTS, super_block::Q6_K)),
             Self::Other(_) => None,
         }
     }
@@ -53,107 +79,34 @@ impl Encoding {
             Self::F32 => each::<4>(stored, out, f32::from_le_bytes),
             Self::F16 => each::<2>(stored, out, |b| f16::from_le_bytes(b).to_f32()),
             Self::Bf16 => each::<2>(stored, out, |b| bf16::from_le_bytes(b).to_f32()),
-            Self::Q8_0 => blocks::<34>(stored, out, q8_0),
-            Self::Q4_0 => blocks::<18>(stored, out, q4_0),
-            Self::Q4_1 => blocks::<20>(stored, out, q4_1),
+            Self::Q8_0 => blocks(stored, out, block::q8_0),
+            Self::Q4_0 => blocks(stored, out, block::q4_0),
+            Self::Q4_1 => blocks(stored, out, block::q4_1),
+            Self::Q5_0 => blocks(stored, out, block::q5_0),
+            Self::Q5_1 => blocks(stored, out, block::q5_1),
+            Self::Q2_K => blocks(stored, out, super_block::q2_k),
+            Self::Q3_K => blocks(stored, out, super_block::q3_k),
+            Self::Q4_K => blocks(stored, out, super_block::q4_k),
+            Self::Q5_K => blocks(stored, out, super_block::q5_k),
+            Self::Q6_K => blocks(stored, out, super_block::q6_k),
             // A form that is not read has no size, so nothing was asked for.
             Self::Other(_) => {}
         }
     }
 }
 
-fn each<const N: usize>(stored: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    for (bytes, x) in stored.as_chunks::<N>().0.iter().zip(out) {
+fn each<const BYTES: usize>(stored: &[u8], out: &mut [f32], value: impl Fn([u8; BYTES]) -> f32) {
+    for (bytes, x) in stored.as_chunks::<BYTES>().0.iter().zip(out) {
         *x = value(*bytes);
     }
 }
 
-fn blocks<const N: usize>(stored: &[u8], out: &mut [f32], decode: impl Fn(&[u8; N], &mut [f32; BLOCK])) {
-    for (bytes, block) in stored.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
+fn blocks<const BYTES: usize, const WEIGHTS: usize>(
+    stored: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], &mut [f32; WEIGHTS]),
+) {
+    for (bytes, block) in stored.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<WEIGHTS>().0) {
         decode(bytes, block);
-    }
-}
-
-fn q8_0(bytes: &[u8; 34], out: &mut [f32; BLOCK]) {
-    let scale = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    for (x, &q) in out.iter_mut().zip(&bytes[2..]) {
-        *x = scale * f32::from(q.cast_signed());
-    }
-}
-
-fn q4_0(bytes: &[u8; 18], out: &mut [f32; BLOCK]) {
-    let scale = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    nibbles(&bytes[2..], out, |q| scale * (f32::from(q) - 8.0));
-}
-
-fn q4_1(bytes: &[u8; 20], out: &mut [f32; BLOCK]) {
-    let scale = f16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
-    let minimum = f16::from_le_bytes([bytes[2], bytes[3]]).to_f32();
-    nibbles(&bytes[4..], out, |q| scale * f32::from(q) + minimum);
-}
-
-/// The low nibbles of the 16 bytes are the first half of the block, the high nibbles the second.
-fn nibbles(bytes: &[u8], out: &mut [f32; BLOCK], value: impl Fn(u8) -> f32) {
-    let (low, high) = out.split_at_mut(BLOCK / 2);
-    for ((&byte, l), h) in bytes.iter().zip(low).zip(high) {
-        *l = value(byte & 0x0f);
-        *h = value(byte >> 4);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn decode(encoding: &Encoding, stored: &[u8], elements: usize) -> Vec<f32> {
-        assert_eq!(encoding.bytes(elements), Some(stored.len()));
-        let mut out = vec![f32::NAN; elements];
-        encoding.decode(stored, &mut out);
-        out
-    }
-
-    #[test]
-    fn plain_formats_are_little_endian() {
-        assert_eq!(decode(&Encoding::F32, &[0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0], 2), [1.0, -2.5]);
-        assert_eq!(decode(&Encoding::F16, &[0x00, 0x3c, 0x01, 0x00], 2), [1.0, 2f32.powi(-24)]);
-        assert_eq!(decode(&Encoding::Bf16, &[0x80, 0x3f, 0x20, 0xc0], 2), [1.0, -2.5]);
-    }
-
-    #[test]
-    fn q8_0_by_hand() {
-        // Scale 0.5 (f16 0x3800), then -16, -15, ..., 15.
-        let mut stored = vec![0x00, 0x38];
-        stored.extend((-16i8..16).map(i8::cast_unsigned));
-        let expected: Vec<f32> = (-16..16).map(|q| 0.5 * q as f32).collect();
-        assert_eq!(decode(&Encoding::Q8_0, &stored, 32), expected);
-    }
-
-    #[test]
-    fn q4_0_by_hand() {
-        // Scale 2 (f16 0x4000); byte j holds j below and 15 - j above.
-        let mut stored = vec![0x00, 0x40];
-        stored.extend((0..16u8).map(|j| j | (15 - j) << 4));
-        let low = (0..16).map(|j| 2.0 * (j as f32 - 8.0));
-        let high = (0..16).map(|j| 2.0 * (7.0 - j as f32));
-        assert_eq!(decode(&Encoding::Q4_0, &stored, 32), low.chain(high).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn q4_1_by_hand() {
-        // Scale 0.25 (f16 0x3400), minimum -1 (f16 0xbc00); two blocks, the second all zero.
-        let mut stored = vec![0x00, 0x34, 0x00, 0xbc];
-        stored.extend((0..16u8).map(|j| j | 3 << 4));
-        stored.extend([0; 20]);
-        let low = (0..16).map(|j| 0.25 * j as f32 - 1.0);
-        let expected: Vec<f32> = low.chain([-0.25; 16]).chain([0.0; 32]).collect();
-        assert_eq!(decode(&Encoding::Q4_1, &stored, 64), expected);
-    }
-
-    #[test]
-    fn sizes_are_whole_blocks() {
-        assert_eq!(Encoding::Q4_0.bytes(48), None);
-        assert_eq!(Encoding::F32.bytes(usize::MAX), None);
-        assert_eq!(Encoding::Other("Q6_K".into()).bytes(256), None);
-        assert_eq!(Encoding::Q4_1.bytes(64), Some(40));
     }
 }

@@ -119,8 +119,18 @@ fn gguf_tensors() {
         ),
         (
             with(down, &|t| t.2 = 14),
+            ModelMalformed,
+            "m.gguf: tensor blk.0.ffn_down.weight has rows of 12 elements, no whole number of Q6_K blocks",
+        ),
+        (
+            with(down, &|t| (t.1, t.2) = (vec![96, 8], 12)),
+            ModelMalformed,
+            "m.gguf: tensor blk.0.ffn_down.weight has rows of 96 elements, no whole number of Q4_K blocks",
+        ),
+        (
+            with(down, &|t| t.2 = 23),
             ModelUnsupported,
-            "tensor model.layers.0.mlp.down_proj.weight of m.gguf: tensor type Q6_K is not supported",
+            "tensor model.layers.0.mlp.down_proj.weight of m.gguf: tensor type IQ4_XS is not supported",
         ),
         (
             with(down, &|t| t.2 = 999),

@@ -183,7 +183,7 @@ impl GgufBuilder {
 }
 
 /// What llama.cpp's converter does to query and key: `reshape(heads, 2, d / 2, in).swapaxes(1, 2)`.
-pub fn interleave(values: &[f32], columns: usize) -> Vec<f32> {
+pub fn interleave<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
     let mut out = Vec::new();
     for head in values.chunks(HEAD_DIM * columns) {
         let (first, second) = head.split_at(head.len() / 2);
@@ -195,7 +195,8 @@ pub fn interleave(values: &[f32], columns: usize) -> Vec<f32> {
     out
 }
 
-fn gguf_name(name: &str) -> String {
+/// llama.cpp's name of a tensor.
+pub fn gguf_name(name: &str) -> String {
     let mut name = name.replace("model.layers.", "blk.");
     for (theirs, ours) in [
         ("model.embed_tokens", "token_embd"),
