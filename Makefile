@@ -50,7 +50,8 @@ help:
 	@echo 'make lint           formatting, clippy, licences and sources of dependencies'
 	@echo 'make fmt            format the Rust code'
 	@echo 'make parity         training parity with PEFT: GOLDEN=DIR names the golden files'
-	@echo 'make bench          speed and memory beside PEFT and tokenizers, one JSON object a line (make peft-env first)'
+	@echo 'make bench          speed and memory beside PEFT and tokenizers, one JSON object a line (make peft-env first);'
+	@echo '                    QUICK=1 for one round of three steps in place of five of ten'
 	@echo 'make adapter-check  load the adapter of RUN=DIR in peft and compare logits (make peft-env first)'
 	@echo 'make peft-env       the environment with torch and peft that the last two need (about 3 GB)'
 	@echo 'make deploy-check   container file and Kubernetes manifests against linter and schemas'
@@ -204,7 +205,7 @@ parity:
 bench:
 	$(CARGO) build --release --locked -p ballast-cli -p ballast-e2e
 	scripts/fetch-demo-model.sh
-	bench/run.py --ballast $(BALLAST) --tools $(TARGET_DIR)/release --peft-python $(PEFT)
+	bench/run.py --ballast $(BALLAST) --tools $(TARGET_DIR)/release --peft-python $(PEFT) $(if $(QUICK),--rounds 1 --steps 3)
 
 adapter-check:
 	$(CARGO) build --release --locked -p ballast-e2e

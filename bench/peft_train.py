@@ -2,12 +2,13 @@
 """LoRA training with peft, as its users run it: batches padded to their longest row, AdamW.
 
     peft_train.py --model FILE.gguf|DIR --rows ROWS.jsonl [--threads 2] [--batch 8] [--micro-batch N]
-                  [--device cpu|cuda] [--dtype f32|bf16]
+                  [--device cpu|cuda] [--dtype f32|bf16] [--group-by-length]
 
 ROWS holds a line `{"ids": [...], "loss": [[start, end], ...]}` a sample: the ids and loss positions that ballast trains, in
 order. A step's gradient is accumulated over micro-batches of so many samples, the whole batch at once by default. bf16 is what
 `bf16=True` of transformers' Trainer does with a base model loaded in bf16: the adapter stays f32, products run under autocast.
-Prints one JSON object: seconds, real (non-padding) tokens and loss of every step.
+--group-by-length makes batches of samples that are about as long, which saves most of the padding.
+Says on standard error when the first step is done, and prints one JSON object: seconds, real (non-padding) tokens and loss of every step.
 """
 
 import argparse
@@ -69,6 +70,7 @@ def main():
     arguments.add_argument("--micro-batch", type=int)
     arguments.add_argument("--device", default="cpu")
     arguments.add_argument("--dtype", choices=["f32", "bf16"], default="f32")
+    arguments.add_argument("--group-by-length", action="store_true")
     arguments = arguments.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -81,6 +83,8 @@ def main():
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-4, weight_decay=0.0)
     with open(arguments.rows, encoding="utf-8") as rows:
         samples = [json.loads(line) for line in rows]
+    if arguments.group_by_length:
+        samples.sort(key=lambda sample: len(sample["ids"]))
 
     seconds, tokens, losses = [], [], []
     for start in range(0, len(samples), arguments.batch):
@@ -94,6 +98,8 @@ def main():
         losses.append(loss.item())
         seconds.append(time.monotonic() - began)
         tokens.append(sum(len(s["ids"]) for s in batch))
+        if start == 0:
+            print("first step done", file=sys.stderr, flush=True)
     print(json.dumps({"seconds": seconds, "tokens": tokens, "losses": losses}))
 
 

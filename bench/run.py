@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Ballast beside its peers, on this machine, in one run: `make bench`.
 
-    run.py --ballast BINARY --tools DIR --peft-python PYTHON [--rounds 3]
+    run.py --ballast BINARY --tools DIR --peft-python PYTHON [--rounds 5]
 
-Prints one JSON object a line: {"measure", "ballast", "peer", "ratio"}. Rounds of ballast and of the peer alternate, so that a noisy
-neighbour meets both; each figure is the median of its rounds, and only ratios of one run mean anything. Where the peer's environment is
-missing (`make peft-env`) its figures are null and a line on stderr says so.
+Prints one JSON object a line: {"measure", "ballast", "column", "peer", "ratio"}; `column` says what the peer is. Rounds of ballast
+and of the peer alternate, so that a noisy neighbour meets both; each figure is the median of its rounds, and only ratios of one run
+mean anything. Memory is measured in a round of its own, because looking at it takes time. Where the peer's environment is missing
+(`make peft-env`) its figures are null and a line on stderr says so.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RUN_FILE = ROOT / "bench/throughput.toml"
@@ -25,15 +28,15 @@ PREPARE_FILE = ROOT / "bench/prepare.toml"
 MODEL = ROOT / "examples/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 ALL_ROWS = ROOT / "bench/data/gsm8k-train.jsonl.gz"
 THREADS = 2
-PAGE = os.sysconf("SC_PAGE_SIZE")
+# Samples of a step, as the run file says.
+BATCH = 8
+USERS, TUNED = "peft as its users run it", "peft tuned by an expert"
+# Large blocks stay with the process between steps.
+TUNED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
 
 
 class PeakMemory:
-    """Largest resident memory of a process and its descendants together, in bytes, looked at 10 times a second.
-
-    Pages that several of them map (a model file) count for each, so ballast, which has several processes, looks larger than it is. The
-    exact proportional size would cost the kernel a walk through every page table, at the expense of what is measured.
-    """
+    """Largest proportional memory (PSS) of a process and its descendants together, in bytes, looked at 5 times a second."""
 
     def __init__(self, pid):
         self.pid, self.peak, self.over = pid, 0, threading.Event()
@@ -48,8 +51,8 @@ class PeakMemory:
         self.thread.join()
 
     def _watch(self):
-        while not self.over.wait(0.1):
-            self.peak = max(self.peak, sum(map(resident, family(self.pid))))
+        while not self.over.wait(0.2):
+            self.peak = max(self.peak, sum(map(proportional, family(self.pid))))
 
 
 def family(pid):
@@ -64,68 +67,94 @@ def family(pid):
     return found
 
 
-def resident(pid):
-    """Bytes of a process in memory; 0 when it is gone."""
+def proportional(pid):
+    """Bytes of a process in memory, shared pages by its share of them; 0 when it is gone."""
     try:
-        return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        rollup = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
     except OSError:
         return 0
+    return next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
 
 
-def run(command):
-    """Runs a command; gives its standard output and its peak memory."""
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=errors, text=True)
-        with PeakMemory(process.pid) as memory:
-            output = process.stdout.read()
-            status = process.wait()
-        if status != 0:
-            errors.seek(0)
-            sys.exit(f"bench: {' '.join(map(str, command))} ended with {status}:\n{errors.read()[-4000:]}")
-    return output, memory.peak
+def run(command, watch_memory=False, environment=None):
+    """Runs a command; gives its standard output, its lines on standard error with the seconds at which they came, and its peak memory."""
+    began, lines = time.monotonic(), []
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, **(environment or {})})
+    reader = threading.Thread(target=lambda: lines.extend((time.monotonic() - began, line) for line in process.stderr))
+    reader.start()
+    with PeakMemory(process.pid) if watch_memory else contextlib.nullcontext() as memory:
+        output = process.stdout.read()
+        status = process.wait()
+    reader.join()
+    if status != 0:
+        said = "".join(line for _, line in lines)[-4000:]
+        sys.exit(f"bench: {' '.join(map(str, command))} ended with {status}:\n{said}")
+    return output, lines, memory.peak if watch_memory else None
 
 
-def summary(seconds, tokens, peak):
+def summary(seconds, tokens, first_step_ended, peak):
     """Figures of one round. The first step is not counted: caches fill, allocators grow."""
-    return {"tokens_per_second": sum(tokens[1:]) / sum(seconds[1:]), "peak": peak}
+    return {"tokens_per_second": sum(tokens[1:]) / sum(seconds[1:]), "to_first_forward": first_step_ended - seconds[0],
+            "to_first_step": first_step_ended, "peak": peak}
 
 
-def ballast_round(binary):
+def ballast_round(binary, steps, watch_memory=False):
     """One round of training by ballast: one worker, two threads."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch) / "run"
-        _, peak = run([binary, "train", RUN_FILE, "--set", f"run.dir={directory}", "--set", f"cluster.threads={THREADS}"])
+        command = [binary, "train", RUN_FILE, "--set", f"run.dir={directory}", "--set", f"cluster.threads={THREADS}",
+                   "--set", f"train.max_steps={steps}"]
+        _, lines, peak = run(command, watch_memory)
         steps = [json.loads(line) for line in (directory / "metrics/steps.jsonl").read_text().splitlines()]
-    return summary([s["seconds"] for s in steps], [s["tokens"] for s in steps], peak)
+    first = next(seconds for seconds, line in lines if line.startswith("step 1/"))
+    return summary([s["seconds"] for s in steps], [s["tokens"] for s in steps], first, peak)
 
 
-def peft_round(python, rows):
+def peft_round(python, rows, column, watch_memory=False):
     """One round of training by peft."""
-    output, peak = run([python, ROOT / "bench/peft_train.py", "--model", MODEL, "--rows", rows, "--threads", THREADS])
+    command = [python, ROOT / "bench/peft_train.py", "--model", MODEL, "--rows", rows, "--threads", THREADS]
+    if column == TUNED:
+        command.append("--group-by-length")
+    output, lines, peak = run(command, watch_memory, TUNED_MALLOC if column == TUNED else None)
     figures = json.loads(output)
-    return summary(figures["seconds"], figures["tokens"], peak)
+    first = next(seconds for seconds, line in lines if line.startswith("first step"))
+    return summary(figures["seconds"], figures["tokens"], first, peak)
 
 
-def report(measure, ballast, peer):
+def report(measure, ballast, peer, column):
     """One line."""
     ratio = round(ballast / peer, 3) if peer else None
-    print(json.dumps({"measure": measure, "ballast": ballast, "peer": peer, "ratio": ratio}), flush=True)
+    print(json.dumps({"measure": measure, "ballast": ballast, "column": column, "peer": peer, "ratio": ratio}), flush=True)
+
+
+def median(rounds, key, scale, digits):
+    return round(statistics.median(r[key] for r in rounds) / scale, digits) if rounds else None
 
 
 def training(arguments):
-    """Throughput and peak memory."""
+    """Throughput, start and peak memory, and how near the memory estimate is."""
+    python, columns = arguments.peft_python, [USERS, TUNED]
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as rows:
-        rows.write(subprocess.run([arguments.tools / "dump_samples", RUN_FILE], check=True, capture_output=True, text=True).stdout)
+        samples = subprocess.run([arguments.tools / "dump_samples", RUN_FILE], check=True, capture_output=True, text=True).stdout
+        rows.writelines(samples.splitlines(keepends=True)[:arguments.steps * BATCH])
         rows.flush()
-        ours, theirs = [], []
+        ours, theirs = [], {column: [] for column in columns}
         for _ in range(arguments.rounds):
-            ours.append(ballast_round(arguments.ballast))
-            if arguments.peft_python:
-                theirs.append(peft_round(arguments.peft_python, rows.name))
+            ours.append(ballast_round(arguments.ballast, arguments.steps))
+            for column in columns if python else []:
+                theirs[column].append(peft_round(python, rows.name, column))
+        peak = ballast_round(arguments.ballast, arguments.steps, watch_memory=True)["peak"]
+        peaks = {column: [peft_round(python, rows.name, column, watch_memory=True)] if python else [] for column in columns}
     what = f"SmolLM2-135M f32, LoRA r16 on all linears, GSM8K, batch 8, {THREADS} threads"
-    for key, name, scale, digits in [("tokens_per_second", "training, tokens/s", 1, 1), ("peak", "training, peak memory, GB", 1e9, 2)]:
-        median = lambda rounds: round(statistics.median(r[key] for r in rounds) / scale, digits) if rounds else None
-        report(f"{name} ({what}; peer: peft, padded batches)", median(ours), median(theirs))
+    for column in columns:
+        for key, name in [("tokens_per_second", "tokens/s"), ("to_first_forward", "s from process start to the first forward pass"),
+                          ("to_first_step", "s from process start to the end of the first step")]:
+            report(f"training, {name} ({what})", median(ours, key, 1, 2), median(theirs[column], key, 1, 2), column)
+        report(f"training, peak memory (PSS of all processes), GB ({what})", round(peak / 1e9, 3), median(peaks[column], "peak", 1e9, 3), column)
+    estimated = json.loads(run([arguments.ballast, "estimate", RUN_FILE, "--json"])[0])["process_bytes"]
+    report("peak memory of coordinator and worker, GB, beside the estimate for the worker", round(peak / 1e9, 3), round(estimated / 1e9, 3),
+           "`ballast estimate`")
 
 
 def preparing(arguments):
@@ -142,8 +171,9 @@ def preparing(arguments):
     per_second = lambda rounds, key: round(statistics.median(r["rows"] / r[key] for r in rounds)) if rounds else None
     prepared = per_second(ours, "ballast_seconds")
     what = f"preparing {ours[0]['rows']} GSM8K rows, rows/s, {THREADS} threads"
-    report(f"{what} (peer: tokenizers' batch encoding of the same texts)", prepared, per_second(ours, "tokenizers_seconds"))
-    report(f"{what} (peer: the LookAhead authors' data step, which stops at text)", prepared, per_second(theirs, "seconds"))
+    report(what, prepared, per_second(ours, "tokenizers_seconds"),
+           "tokenizers' batch encoding of the same texts")
+    report(what, prepared, per_second(theirs, "seconds"), "the LookAhead authors' data step, which stops at text")
 
 
 def usable(python):
@@ -159,7 +189,8 @@ def main():
     arguments.add_argument("--ballast", type=pathlib.Path, required=True)
     arguments.add_argument("--tools", type=pathlib.Path, required=True, help="directory of dump_samples and prepare_bench")
     arguments.add_argument("--peft-python", type=usable, required=True)
-    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--steps", type=int, default=10)
     arguments = arguments.parse_args()
     training(arguments)
     preparing(arguments)
