@@ -157,3 +157,35 @@ fn events_are_json_lines_for_programs() {
     let end = events.last().unwrap();
     assert_eq!((end["exit_code"].as_u64(), end["adapter"].as_str()), (Some(0), Some("runs/run/adapter")));
 }
+
+#[test]
+fn memory_is_estimated_part_by_part_and_told_before_training() {
+    let scene = Scene::new();
+    let (json, _) = scene.succeed(&["estimate", "run.toml", "--json"]);
+    let estimate: Value = serde_json::from_str(&json).unwrap();
+    let bytes = |parts: &Value| parts.as_object().unwrap().values().map(|part| part.as_u64().unwrap()).sum::<u64>();
+    let (on_device, of_process) = (bytes(&estimate["on_device"]), bytes(&estimate["of_process"]));
+    assert_eq!(estimate["device_bytes"].as_u64(), Some(on_device), "{json}");
+    assert_eq!(estimate["process_bytes"].as_u64(), Some(on_device + of_process), "{json}");
+    assert_eq!((estimate["device"].as_str(), estimate["workers"].as_u64()), (Some("cpu"), Some(1)), "{json}");
+    // More tokens at a time take more of what depends on them, and of nothing else.
+    let larger = ["estimate", "run.toml", "--json", "--set", "train.micro_batch_tokens=8", "--set", "lora.rank=1"];
+    let smaller: Value = serde_json::from_str(&scene.succeed(&larger).0).unwrap();
+    for part in ["activations_kept", "adapter_and_optimizer"] {
+        assert!(smaller["on_device"][part].as_u64() < estimate["on_device"][part].as_u64(), "{part}: {smaller} {json}");
+    }
+    assert_eq!(smaller["on_device"]["frozen_weights"], estimate["on_device"]["frozen_weights"]);
+
+    let (text, _) = scene.succeed(&["estimate", "run.toml"]);
+    assert!(text.starts_with("each of 1 workers, on cpu, for at most ") && text.contains("\nin all  "), "{text}");
+    let all = text.lines().last().unwrap().trim_start_matches("in all").trim();
+    let (_, told) = scene.succeed(&["train", "run.toml"]);
+    assert!(told.contains(&format!("memory: about {all} a worker")), "{told}");
+
+    let cuda = scene.run(&["estimate", "run.toml", "--device", "cuda"], &[]);
+    if cfg!(feature = "cuda") {
+        assert_eq!(cuda.exit_code, 0, "{}", cuda.stderr);
+    } else {
+        assert!(cuda.message.starts_with("error[B6005]: this ballast was built without CUDA"), "{}", cuda.stderr);
+    }
+}
