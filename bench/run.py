@@ -30,6 +30,8 @@ ALL_ROWS = ROOT / "bench/data/gsm8k-train.jsonl.gz"
 THREADS = 2
 # Samples of a step, as the run file says.
 BATCH = 8
+# What two workers share: enough micro-batches a step for both.
+SHARED_BATCH, SHARED_STEPS = 32, 4
 USERS, TUNED = "peft as its users run it", "peft tuned by an expert"
 # Large blocks stay with the process between steps.
 TUNED_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 34), "MALLOC_TOP_PAD_": str(1 << 26)}
@@ -99,13 +101,23 @@ def summary(seconds, tokens, first_step_ended, peak):
             "to_first_step": first_step_ended, "peak": peak}
 
 
-def ballast_round(binary, steps, watch_memory=False):
-    """One round of training by ballast: one worker, two threads."""
+def variables(settings):
+    """Settings of the run file as variables of the environment."""
+    return {f"BALLAST__{key.upper().replace('.', '__')}": str(value) for key, value in settings.items()}
+
+
+def samples(tools, settings, path):
+    """Writes what ballast trains, for the peer."""
+    with open(path, "w", encoding="utf-8") as rows:
+        subprocess.run([tools / "dump_samples", RUN_FILE], check=True, stdout=rows, env={**os.environ, **variables(settings)})
+
+
+def ballast_round(binary, settings, watch_memory=False):
+    """One round of training by ballast: one worker of two threads, unless `settings` say otherwise."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = pathlib.Path(scratch) / "run"
-        command = [binary, "train", RUN_FILE, "--set", f"run.dir={directory}", "--set", f"cluster.threads={THREADS}",
-                   "--set", f"train.max_steps={steps}"]
-        _, lines, peak = run(command, watch_memory)
+        settings = {"run.dir": directory, "cluster.threads": THREADS, **settings}
+        _, lines, peak = run([binary, "train", RUN_FILE], watch_memory, variables(settings))
         steps = [json.loads(line) for line in (directory / "metrics/steps.jsonl").read_text().splitlines()]
     first = next(seconds for seconds, line in lines if line.startswith("step 1/"))
     return summary([s["seconds"] for s in steps], [s["tokens"] for s in steps], first, peak)
@@ -135,16 +147,15 @@ def median(rounds, key, scale, digits):
 def training(arguments):
     """Throughput, start and peak memory, and how near the memory estimate is."""
     python, columns = arguments.peft_python, [USERS, TUNED]
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as rows:
-        samples = subprocess.run([arguments.tools / "dump_samples", RUN_FILE], check=True, capture_output=True, text=True).stdout
-        rows.writelines(samples.splitlines(keepends=True)[:arguments.steps * BATCH])
-        rows.flush()
+    settings = {"data.limit": arguments.steps * BATCH}
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as rows:
+        samples(arguments.tools, settings, rows.name)
         ours, theirs = [], {column: [] for column in columns}
         for _ in range(arguments.rounds):
-            ours.append(ballast_round(arguments.ballast, arguments.steps))
+            ours.append(ballast_round(arguments.ballast, settings))
             for column in columns if python else []:
                 theirs[column].append(peft_round(python, rows.name, column))
-        peak = ballast_round(arguments.ballast, arguments.steps, watch_memory=True)["peak"]
+        peak = ballast_round(arguments.ballast, settings, watch_memory=True)["peak"]
         peaks = {column: [peft_round(python, rows.name, column, watch_memory=True)] if python else [] for column in columns}
     what = f"SmolLM2-135M f32, LoRA r16 on all linears, GSM8K, batch 8, {THREADS} threads"
     for column in columns:
@@ -155,6 +166,35 @@ def training(arguments):
     estimated = json.loads(run([arguments.ballast, "estimate", RUN_FILE, "--json"])[0])["process_bytes"]
     report("peak memory of coordinator and worker, GB, beside the estimate for the worker", round(peak / 1e9, 3), round(estimated / 1e9, 3),
            "`ballast estimate`")
+
+
+def sharing(arguments):
+    """The same two cores as one worker of two threads and as two workers of one."""
+    steps = min(arguments.steps, SHARED_STEPS)
+    settings = {"train.global_batch": SHARED_BATCH, "train.micro_batch_tokens": 512, "data.limit": steps * SHARED_BATCH}
+    one, two, theirs = [], [], []
+    with tempfile.NamedTemporaryFile(suffix=".jsonl") as rows:
+        samples(arguments.tools, settings, rows.name)
+        for _ in range(arguments.rounds):
+            one.append(ballast_round(arguments.ballast, settings))
+            two.append(ballast_round(arguments.ballast, {**settings, "cluster.workers": 2, "cluster.threads": 1}))
+            if arguments.peft_python:
+                theirs.append(ddp_round(arguments.peft_python, rows.name))
+    what = f"training, tokens/s, two workers of one thread (SmolLM2-135M f32, LoRA r16 on all linears, GSM8K, batch {SHARED_BATCH})"
+    ours = median(two, "tokens_per_second", 1, 2)
+    report(what, ours, median(one, "tokens_per_second", 1, 2), "one worker of two threads")
+    report(what, ours, median(theirs, "tokens_per_second", 1, 2), "peft with DDP over gloo, two processes of one thread")
+
+
+def ddp_round(python, rows):
+    """One round of training by peft on two processes of one thread."""
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    command = [*launch, ROOT / "bench/peft_train.py", "--model", MODEL, "--rows", rows, "--threads", 1, "--batch", SHARED_BATCH]
+    # All are on this machine, whose name need not resolve.
+    output, lines, _ = run(command, environment={"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"})
+    figures = json.loads(output[output.index("{"):])
+    first = next(seconds for seconds, line in lines if "first step" in line)
+    return summary(figures["seconds"], figures["tokens"], first, None)
 
 
 def preparing(arguments):
@@ -193,6 +233,7 @@ def main():
     arguments.add_argument("--steps", type=int, default=10)
     arguments = arguments.parse_args()
     training(arguments)
+    sharing(arguments)
     preparing(arguments)
 
 
