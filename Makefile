@@ -200,7 +200,7 @@ s3-server:
 	@scripts/make-s3-server.sh
 
 parity:
-	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN)
+	$(CARGO) run --release --locked -p ballast-e2e --bin parity -- $(GOLDEN) $(if $(DTYPE),--dtype $(DTYPE))
 
 bench:
 	$(CARGO) build --release --locked -p ballast-cli -p ballast-e2e

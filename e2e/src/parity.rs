@@ -3,8 +3,8 @@
 use crate::golden::{Golden, Sample, Tensor, Tensors};
 use anyhow::{Context, Result};
 use ballast_basemodel::BaseModel;
-use ballast_kernels::PackedLayout;
 use ballast_kernels::cpu::CpuBackend;
+use ballast_kernels::{PackedLayout, Storage};
 use ballast_proto::v1::{MicroBatch, Sequence, StepShard, TokenRange};
 use ballast_worker::collective::Solo;
 use ballast_worker::model::{Batch, Decoder, Pass, Rows};
@@ -56,12 +56,12 @@ pub struct Parity {
     pub zero_gradients: usize,
 }
 
-/// Runs the comparison on `threads` threads; 0 means all cores.
+/// Runs the comparison on `threads` threads (0 means all cores), with frozen weights stored as `weights`.
 ///
 /// # Errors
 /// When the golden files do not fit the model, or training fails.
-pub fn compare(golden: &Golden, model: &BaseModel, threads: usize) -> Result<Parity> {
-    let backend = Arc::new(CpuBackend::new(threads)?);
+pub fn compare(golden: &Golden, model: &BaseModel, threads: usize, weights: Storage) -> Result<Parity> {
+    let backend = Arc::new(CpuBackend::with_weights(threads, weights)?);
     let decoder = Arc::new(Decoder::load(&backend, model)?);
     let mut trainer = Trainer::new(Arc::clone(&backend), decoder, &golden.run_spec()?, Progress::new())?;
     // What is not planned comes as it is needed, and is used again.

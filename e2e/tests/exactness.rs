@@ -5,7 +5,8 @@ use ballast_e2e::tiny::{Scene, play};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-const DROPOUT: [&str; 2] = ["lora.dropout=0.0", "lora.dropout=0.1"];
+/// What is trained: each has an adapter of its own.
+const VARIANTS: [&str; 3] = ["lora.dropout=0.0", "lora.dropout=0.1", "model.dtype=bf16"];
 
 /// Fewest micro-batches of any step of the run.
 fn fewest_micro_batches(scene: &Scene) -> Result<usize> {
@@ -18,19 +19,20 @@ fn any_number_of_workers_and_threads_gives_the_same_adapter() -> Result<()> {
     play(|scene| {
         ensure!(fewest_micro_batches(scene)? >= 8, "too few micro-batches for every worker to train in every step");
         let mut adapters = Vec::new();
-        for (i, dropout) in DROPOUT.iter().enumerate() {
+        for (i, variant) in VARIANTS.iter().enumerate() {
             let mut same = Vec::new();
             for workers in 1..=3 {
                 for threads in 1..=2 {
                     let cluster = [format!("cluster.workers={workers}"), format!("cluster.threads={threads}")];
-                    let dir = format!("d{i}-w{workers}-t{threads}");
-                    same.push(scene.train(&dir, &[dropout, &cluster[0], &cluster[1]])?);
+                    let dir = format!("v{i}-w{workers}-t{threads}");
+                    same.push(scene.train(&dir, &[variant, &cluster[0], &cluster[1]])?);
                 }
             }
-            ensure!(same.iter().all(|sha256| *sha256 == same[0]), "{dropout}: {same:#?}");
+            ensure!(same.iter().all(|sha256| *sha256 == same[0]), "{variant}: {same:#?}");
             adapters.push(same.swap_remove(0));
         }
         ensure!(adapters[0] != adapters[1], "dropout has no effect");
+        ensure!(adapters[0] != adapters[2], "bf16 has no effect");
         Ok(())
     })
 }

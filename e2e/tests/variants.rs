@@ -6,13 +6,14 @@
 use ballast_basemodel::ModelSource;
 use ballast_e2e::golden::Golden;
 use ballast_e2e::parity::compare;
+use ballast_kernels::Storage;
 use std::path::Path;
 
 fn check(variant: &str) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/tests/fixtures/variants").join(variant);
     let source = directory.join("model");
     let model = ModelSource::parse(source.to_str().unwrap(), None).unwrap().fetch().unwrap();
-    let parity = compare(&Golden::read(&directory).unwrap(), &model, 1).unwrap();
+    let parity = compare(&Golden::read(&directory).unwrap(), &model, 1, Storage::F32).unwrap();
     assert_eq!(parity.differences.len(), 4);
     for difference in &parity.differences {
         assert!(difference.accepted(), "{variant}: {difference:?}");

@@ -8,10 +8,15 @@ use std::fmt::Debug;
 /// All sizes are bytes. What an operation takes while it runs is given as the buffers that it has at once when it has
 /// most.
 pub trait Footprint: Debug + Send + Sync + 'static {
-    /// Bytes of an element of activations and frozen weights.
+    /// Bytes of an element of activations.
     fn storage(&self) -> usize;
 
-    /// Whether the backend has a storage type of half the bytes too.
+    /// Bytes of an element of frozen weights.
+    fn frozen(&self) -> usize {
+        self.storage()
+    }
+
+    /// Whether the backend has a narrower storage type too, for weights or for all.
     fn has_narrower(&self) -> bool;
 
     /// What a matrix of activations or a vector of f32 takes that has `bytes` bytes.
@@ -47,8 +52,8 @@ pub trait Footprint: Debug + Send + Sync + 'static {
     /// [`crate::Backend::scatter_rows`] to a matrix of `rows` rows.
     fn scatter_rows(&self, rows: usize) -> Vec<usize>;
 
-    /// [`crate::Backend::linear_cross_entropy`] with the gradient of `rows` hidden states.
-    fn cross_entropy(&self, rows: usize, vocab: usize) -> Vec<usize>;
+    /// [`crate::Backend::linear_cross_entropy`] with the gradient of `rows` hidden states of so many elements.
+    fn cross_entropy(&self, rows: usize, vocab: usize, hidden: usize) -> Vec<usize>;
 }
 
 /// A frozen layer `[out, inp]` with a low-rank path, over `rows` rows.

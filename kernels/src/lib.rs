@@ -25,6 +25,7 @@ mod free_list;
 mod layout;
 mod philox;
 mod slabs;
+mod storage;
 
 #[cfg(any(test, feature = "reference"))]
 pub mod conformance;
@@ -39,3 +40,4 @@ pub use error::KernelError;
 pub use footprint::{Footprint, LowRank};
 pub use layout::PackedLayout;
 pub use philox::Philox;
+pub use storage::Storage;

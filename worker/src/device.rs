@@ -1,5 +1,6 @@
 //! What a worker computes on.
 
+use ballast_kernels::Storage;
 use ballast_proto::v1;
 use ballast_proto::{ErrorCode, Failure};
 use std::fmt;
@@ -52,10 +53,8 @@ impl Device {
     }
 }
 
-/// The storage type on a CUDA device that the run asks for.
-#[cfg(feature = "cuda")]
-pub(crate) fn cuda_storage(run: &v1::RunSpec) -> Result<ballast_kernels::cuda::Storage, crate::WorkerError> {
-    use ballast_kernels::cuda::Storage;
+/// The storage type that the run asks for.
+pub(crate) fn storage(run: &v1::RunSpec) -> Result<Storage, crate::WorkerError> {
     match run.dtype() {
         v1::Dtype::F32 => Ok(Storage::F32),
         v1::Dtype::Bf16 => Ok(Storage::Bf16),

@@ -80,7 +80,7 @@ pub fn of_run(
     match device.unwrap_or_else(|| Device::of_run(run.device())) {
         Device::Cpu => {
             let threads = CpuBackend::threads_that_serve(run.threads as usize);
-            estimate_run(CpuFootprint { threads }, architecture, run)
+            estimate_run(CpuFootprint { threads, weights: crate::device::storage(run)? }, architecture, run)
         }
         Device::Cuda(_) => on_cuda(run, architecture),
     }
@@ -88,7 +88,7 @@ pub fn of_run(
 
 #[cfg(feature = "cuda")]
 fn on_cuda(run: &RunSpec, architecture: &Architecture) -> Result<MemoryEstimate, WorkerError> {
-    let storage = crate::device::cuda_storage(run)?;
+    let storage = crate::device::storage(run)?;
     estimate_run(ballast_kernels::cuda::CudaFootprint { storage }, architecture, run)
 }
 

@@ -5,7 +5,7 @@ use super::kind;
 use super::layers::shown;
 use super::load::Resolved;
 use super::sections::{Cluster, Eval, RunFile, Security};
-use super::words::{Device, Dtype, LookAheadMode, PreviewLevel, RowFormat, Turns};
+use super::words::{LookAheadMode, PreviewLevel, RowFormat, Turns};
 use std::net::SocketAddr;
 
 /// Applies every rule; the first broken one is told.
@@ -17,7 +17,6 @@ pub(super) fn check(resolved: &Resolved) -> Result<(), ConfigError> {
         schedule(run),
         evaluation(&run.eval),
         model(run),
-        device(run),
         enough_workers(&run.cluster),
         ladder(&run.cluster),
         security(&run.security),
@@ -185,17 +184,6 @@ fn evaluation(eval: &Eval) -> Option<Broken> {
 fn model(run: &RunFile) -> Option<Broken> {
     if run.model.revision.is_some() && !run.model.source.starts_with("hf:") {
         return Broken::new("model.revision", "model.source", "only a hub model (hf:org/name) has revisions");
-    }
-    None
-}
-
-fn device(run: &RunFile) -> Option<Broken> {
-    if run.model.dtype == Dtype::Bf16 && run.cluster.device == Device::Cpu {
-        return Broken::new(
-            "model.dtype",
-            "cluster.device",
-            "the CPU computes in f32 only: set cluster.device = \"cuda\" or model.dtype = \"f32\"",
-        );
     }
     None
 }

@@ -59,8 +59,8 @@ pub struct Model {
     pub source: String,
     /// Branch, tag or commit of a hub model; `main` when not given.
     pub revision: Option<String>,
-    /// Type in which frozen weights and activations are stored; `bf16` needs CUDA devices. The adapter, its gradients and
-    /// all sums are f32 either way.
+    /// Type in which frozen weights are stored, and on CUDA devices activations too. All else is f32 either way, and so is
+    /// arithmetic.
     pub dtype: Dtype,
 }
 

@@ -7,10 +7,10 @@ use super::{
     Cache, CpuBackend, attention, attention_backward, attention_cached, fixed, gated, gemm, head, linear, norm,
     optimizer, rotary, rows,
 };
-use crate::PackedLayout;
 use crate::contract::{
     AdamW, AttentionShape, Backend, Bucket, Direction, GatedActivation, LoraPath, NormKind, Result, Segment, Target,
 };
+use crate::{PackedLayout, Storage};
 use half::bf16;
 
 impl Backend for CpuBackend {
@@ -30,7 +30,11 @@ impl Backend for CpuBackend {
     }
 
     fn arithmetic(&self) -> Result<String> {
-        Ok(format!("cpu f32; {}", gemm::description()))
+        let weights = match self.storage {
+            Storage::F32 => "",
+            Storage::Bf16 => ", weights bf16",
+        };
+        Ok(format!("cpu f32{weights}; {}", gemm::description()))
     }
 
     /// Calls have taken effect when they return.
@@ -127,11 +131,11 @@ impl Backend for CpuBackend {
     }
 
     fn pack_linear(&self, weight: &[f32], out: usize, inp: usize, bias: Option<&[f32]>) -> Result<FrozenLinear> {
-        FrozenLinear::new(weight, out, inp, bias)
+        FrozenLinear::new(weight, out, inp, bias, self.storage)
     }
 
     fn pack_embedding(&self, table: &[f32], vocab: usize, hidden: usize) -> Result<Table> {
-        Table::new("pack_embedding", table, vocab, hidden)
+        Table::new("pack_embedding", table, vocab, hidden, self.storage)
     }
 
     fn tied_head(&self, table: &Table) -> Result<FrozenLinear> {

@@ -1,6 +1,7 @@
 //! What the CPU backend takes of memory.
 
-use super::{attention, attention_backward, head, linear};
+use super::{attention, attention_backward, head, linear, weights};
+use crate::Storage;
 use crate::contract::AttentionShape;
 use crate::footprint::{Footprint, LowRank};
 use crate::free_list::rounded;
@@ -10,13 +11,28 @@ use crate::free_list::rounded;
 pub struct CpuFootprint {
     /// Threads: some scratch is one's own.
     pub threads: usize,
+    /// Type of frozen weights.
+    pub weights: Storage,
 }
 
 impl CpuFootprint {
+    /// A stretch of a weight `[out, inp]`, widened.
+    fn widened(&self, out: usize, inp: usize) -> Vec<usize> {
+        match self.weights {
+            Storage::F32 => Vec::new(),
+            Storage::Bf16 => vec![bytes(weights::widened(out, inp))],
+        }
+    }
+
     /// The scratch of every thread that has a piece of work.
     fn each_thread(&self, pieces: usize, scratch: &[usize]) -> Vec<usize> {
         scratch.repeat(self.threads.min(pieces))
     }
+}
+
+/// What takes more of two that are not there at the same time.
+fn larger(one: Vec<usize>, other: Vec<usize>) -> Vec<usize> {
+    if one.iter().sum::<usize>() > other.iter().sum() { one } else { other }
 }
 
 fn bytes(elements: usize) -> usize {
@@ -28,8 +44,12 @@ impl Footprint for CpuFootprint {
         size_of::<f32>()
     }
 
+    fn frozen(&self) -> usize {
+        self.weights.bytes()
+    }
+
     fn has_narrower(&self) -> bool {
-        false
+        self.weights == Storage::F32
     }
 
     fn buffer(&self, bytes: usize) -> usize {
@@ -57,20 +77,19 @@ impl Footprint for CpuFootprint {
     }
 
     fn linear(&self, path: &LowRank) -> Vec<usize> {
-        if !path.drops {
-            return Vec::new();
-        }
         let piece = linear::MASKED_ROWS.min(path.rows);
-        self.each_thread(path.rows.div_ceil(piece), &[bytes(piece * path.inp)])
+        let masked = match path.drops {
+            true => self.each_thread(path.rows.div_ceil(piece), &[bytes(piece * path.inp)]),
+            false => Vec::new(),
+        };
+        larger(self.widened(path.out, path.inp), masked)
     }
 
     fn linear_backward(&self, path: &LowRank) -> Vec<usize> {
         let d_down = bytes(path.rows * path.rank);
         let of_input = self.linear(path);
         let of_a = if path.drops { vec![bytes(linear::GRADIENT_ROWS.min(path.rows) * path.inp)] } else { Vec::new() };
-        let sum = |scratch: &[usize]| scratch.iter().sum::<usize>();
-        let larger = if sum(&of_a) > sum(&of_input) { of_a } else { of_input };
-        [vec![d_down], larger].concat()
+        [vec![d_down], larger(of_a, of_input)].concat()
     }
 
     fn attention(&self, tokens: usize, shape: &AttentionShape) -> Vec<usize> {
@@ -87,7 +106,7 @@ impl Footprint for CpuFootprint {
         Vec::new()
     }
 
-    fn cross_entropy(&self, rows: usize, vocab: usize) -> Vec<usize> {
-        vec![bytes(head::scratch(rows, vocab))]
+    fn cross_entropy(&self, rows: usize, vocab: usize, hidden: usize) -> Vec<usize> {
+        [vec![bytes(head::scratch(rows, vocab))], self.widened(vocab, hidden)].concat()
     }
 }

@@ -91,7 +91,7 @@ fn holds(len: usize, rows: usize, cols: usize, stride: usize) -> bool {
 }
 
 /// Stretches of K, of almost equal length: a function of `depth` alone.
-fn stretch(depth: usize) -> usize {
+pub(crate) fn stretch(depth: usize) -> usize {
     let pieces = depth.div_ceil(DEPTH);
     depth.div_ceil(pieces).next_multiple_of(16).min(DEPTH)
 }

@@ -8,7 +8,7 @@ use super::buffers::{IndexVector, Matrix, Vector};
 use super::check::{below, length, shape};
 use super::exp::ln;
 use super::gemm::{MatMut, MatRef, Store, product};
-use super::linear::base;
+use super::linear::{add_base_gradient, base};
 use super::weights::FrozenLinear;
 use crate::contract::Result;
 
@@ -85,7 +85,7 @@ fn by_chunks(
         let count = chunk.min(rows - first);
         let logits = &mut logits.as_mut_slice()[..count * stride];
         let hidden = MatRef::new(&hidden.data()[first * inp..(first + count) * inp], count, inp);
-        product_with_head(b, hidden, count, head, logits, stride);
+        product_with_head(b, hidden, count, head, logits, stride)?;
         let (want_gradient, sign) = match &wanted {
             Wanted::Losses(d_hidden) => (d_hidden.is_some(), 1.0),
             Wanted::LogProbabilities => (false, -1.0),
@@ -101,11 +101,7 @@ fn by_chunks(
         });
         if let Wanted::Losses(Some(d_hidden)) = &mut wanted {
             let d_hidden = &mut d_hidden[first * inp..(first + count) * inp];
-            b.threads.with_parallelism(|parallelism| {
-                let d_hidden = MatMut::new(d_hidden, count, inp);
-                let d_logits = MatRef::strided(logits, count, vocab, stride);
-                product(parallelism, d_hidden, Store::Overwrite, 1.0, d_logits, head.weight.matrix());
-            });
+            add_base_gradient(b, logits, (count, stride), head, Store::Overwrite, d_hidden)?;
         }
     }
     Ok(())
@@ -119,7 +115,7 @@ fn product_with_head(
     head: &FrozenLinear,
     logits: &mut [f32],
     stride: usize,
-) {
+) -> Result<()> {
     let vocab = head.out();
     let store = match &head.bias {
         None => Store::Overwrite,
@@ -128,10 +124,12 @@ fn product_with_head(
             Store::Add
         }
     };
-    b.threads.with_parallelism(|parallelism| {
-        let logits = MatMut::strided(logits, rows, vocab, stride);
-        product(parallelism, logits, store, 1.0, hidden, head.weight.matrix().t());
-    });
+    head.weight.in_stretches(b, |of_weight, weight| {
+        b.threads.with_parallelism(|parallelism| {
+            let logits = MatMut::strided(&mut logits[of_weight.start..], rows, of_weight.len(), stride);
+            product(parallelism, logits, store, 1.0, hidden, weight.t());
+        });
+    })
 }
 
 /// `-log softmax(logits)[target]`. The logits become exponentials; with `gradient`, `softmax - one_hot(target)`.
@@ -152,8 +150,7 @@ fn negative_log_likelihood(logits: &mut [f32], target: usize, gradient: bool) ->
 pub(crate) fn logits(b: &CpuBackend, hidden: &Matrix, head: &FrozenLinear, out: &mut Vector) -> Result<()> {
     shape("logits", "hidden", hidden, hidden.rows, head.inp())?;
     length("logits", "out", out.len(), hidden.rows * head.out())?;
-    base(b, hidden.data(), hidden.rows, head, out.data_mut());
-    Ok(())
+    base(b, hidden.data(), hidden.rows, head, out.data_mut())
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use super::buffers::{Matrix, PackingTable, Vector};
 use super::check::{self, length, shape};
 use super::dropout::Mask;
 use super::gemm::{MatMut, MatRef, Store, product};
-use super::simd::dot;
 use super::weights::FrozenLinear;
 use crate::contract::{LoraPath, Result, Target};
 use gemm::Parallelism;
@@ -65,7 +64,7 @@ pub(crate) fn forward(
     let (rows, inp, out) = (x.rows, weight.inp(), weight.out());
     shape("linear", "x", x, rows, inp)?;
     shape("linear", "y", y, rows, out)?;
-    base(backend, x.data(), rows, weight, y.data_mut());
+    base(backend, x.data(), rows, weight, y.data_mut())?;
     let Some((path, down)) = lora else { return Ok(()) };
     let adapter = Adapter::new("linear", path, weight, rows)?;
     length("linear", "down", down.len(), rows * adapter.rank)?;
@@ -79,9 +78,10 @@ pub(crate) fn forward(
 }
 
 /// `y = x Wᵀ + bias`.
-pub(crate) fn base(backend: &CpuBackend, x: &[f32], rows: usize, weight: &FrozenLinear, y: &mut [f32]) {
+pub(crate) fn base(backend: &CpuBackend, x: &[f32], rows: usize, weight: &FrozenLinear, y: &mut [f32]) -> Result<()> {
     if rows == 1 {
-        return base_of_vector(backend, x, weight, y);
+        base_of_vector(backend, x, weight, y);
+        return Ok(());
     }
     let (inp, out) = (weight.inp(), weight.out());
     let store = match &weight.bias {
@@ -91,10 +91,12 @@ pub(crate) fn base(backend: &CpuBackend, x: &[f32], rows: usize, weight: &Frozen
             Store::Add
         }
     };
-    backend.threads.with_parallelism(|parallelism| {
-        let y = MatMut::new(y, rows, out);
-        product(parallelism, y, store, 1.0, MatRef::new(x, rows, inp), weight.weight.matrix().t());
-    });
+    weight.weight.in_stretches(backend, |of_weight, stretch| {
+        backend.threads.with_parallelism(|parallelism| {
+            let y = MatMut::strided(&mut y[of_weight.start..], rows, of_weight.len(), out);
+            product(parallelism, y, store, 1.0, MatRef::new(x, rows, inp), stretch.t());
+        });
+    })
 }
 
 /// One row, as in decoding: the weight is read once, so memory is the limit and every thread helps to read.
@@ -103,7 +105,7 @@ fn base_of_vector(backend: &CpuBackend, x: &[f32], weight: &FrozenLinear, y: &mu
     backend.threads.for_each(y.chunks_mut(piece).enumerate().collect(), |(index, y): (usize, &mut [f32])| {
         for (offset, y) in y.iter_mut().enumerate() {
             let row = index * piece + offset;
-            *y = dot(x, weight.weight.row(row)) + weight.bias.as_ref().map_or(0.0, |bias| bias[row]);
+            *y = weight.weight.dot_row(row, x) + weight.bias.as_ref().map_or(0.0, |bias| bias[row]);
         }
     });
 }
@@ -146,10 +148,7 @@ pub(crate) fn backward(
         shape("linear_backward", "d_x", d_x, rows, inp)?;
     }
     if let Some((store, d_x)) = &mut d_x {
-        backend.threads.with_parallelism(|parallelism| {
-            let d_x = MatMut::new(d_x.data_mut(), rows, inp);
-            product(parallelism, d_x, *store, 1.0, MatRef::new(d_y.data(), rows, out), weight.weight.matrix());
-        });
+        add_base_gradient(backend, d_y.data(), (rows, out), weight, *store, d_x.data_mut())?;
     }
     let Some((path, down, d_parameters)) = lora else { return Ok(()) };
     let adapter = Adapter::new("linear_backward", path, weight, rows)?;
@@ -172,6 +171,25 @@ pub(crate) fn backward(
         Some((_, d_x)) => add_low_rank_gradient(backend, &adapter, d_down.as_slice(), d_x),
         None => Ok(()),
     }
+}
+
+/// `d_x = d_y W`, or adds to it; the rows of `d_y` are `stride` apart.
+pub(crate) fn add_base_gradient(
+    backend: &CpuBackend,
+    d_y: &[f32],
+    (rows, stride): (usize, usize),
+    weight: &FrozenLinear,
+    store: Store,
+    d_x: &mut [f32],
+) -> Result<()> {
+    let inp = weight.inp();
+    weight.weight.in_stretches(backend, |of_weight, stretch| {
+        let store = if of_weight.start == 0 { store } else { Store::Add };
+        backend.threads.with_parallelism(|parallelism| {
+            let d_y = MatRef::strided(&d_y[of_weight.start..], rows, of_weight.len(), stride);
+            product(parallelism, MatMut::new(&mut *d_x, rows, inp), store, 1.0, d_y, stretch);
+        });
+    })
 }
 
 /// The matrix of a target, and what to do with its content.

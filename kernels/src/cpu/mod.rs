@@ -1,4 +1,4 @@
-//! The CPU backend: f32 in memory and arithmetic.
+//! The CPU backend: f32 in arithmetic and in memory, but for frozen weights, which may be bf16 there.
 //!
 //! One module an operation family. Fat products go to the `gemm` crate ([`gemm`]); everything between them is fused
 //! loops compiled for several instruction sets ([`simd`]). Work is shared among threads in a few fat pieces, and no
@@ -34,6 +34,7 @@ pub use buffers::{HalfVector, IndexVector, IntegerVector, Matrix, PackingTable, 
 pub use footprint::CpuFootprint;
 pub use weights::{FrozenLinear, RotaryTable, Table};
 
+use crate::Storage;
 use crate::check;
 use crate::contract::Result;
 use std::sync::Arc;
@@ -41,18 +42,27 @@ use std::sync::Arc;
 /// The CPU as a device: threads and its memory.
 #[derive(Debug)]
 pub struct CpuBackend {
+    storage: Storage,
     threads: threads::Threads,
     memory: Arc<memory::Memory>,
 }
 
 impl CpuBackend {
-    /// A backend of `threads` threads; 0 means all cores that the process may use.
+    /// A backend of `threads` threads that stores all as f32; 0 means all cores that the process may use.
     ///
     /// # Errors
     /// [`crate::KernelError::Device`] when the threads cannot be started.
     pub fn new(threads: usize) -> Result<Self> {
-        let threads = threads::Threads::new(threads)?;
-        Ok(Self { threads, memory: Arc::default() })
+        Self::with_weights(threads, Storage::F32)
+    }
+
+    /// The same with frozen weights stored as `storage`. They are widened as they are used, and everything else is f32: the
+    /// bits are those of f32 weights of the same values.
+    ///
+    /// # Errors
+    /// As [`CpuBackend::new`].
+    pub fn with_weights(threads: usize, storage: Storage) -> Result<Self> {
+        Ok(Self { storage, threads: threads::Threads::new(threads)?, memory: Arc::default() })
     }
 
     /// As many threads as a backend of `threads` has: 0 stands for all cores that the process may use.
@@ -64,7 +74,7 @@ impl CpuBackend {
     /// Sizes of its memory.
     #[must_use]
     pub fn footprint(&self) -> CpuFootprint {
-        CpuFootprint { threads: self.threads.count() }
+        CpuFootprint { threads: self.threads.count(), weights: self.storage }
     }
 
     /// Threads of this backend.

@@ -8,12 +8,6 @@ use super::weights::Table;
 use crate::contract::Result;
 
 vectorized! {
-    fn scaled_copy(x: &[f32], scale: f32, out: &mut [f32]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = x * scale;
-        }
-    }
-
     fn add_into(x: &mut [f32], y: &[f32]) {
         for (x, y) in x.iter_mut().zip(y) {
             *x += y;
@@ -29,7 +23,7 @@ pub(crate) fn embedding(b: &CpuBackend, table: &Table, ids: &IndexVector, scale:
     let items = out.data_mut().chunks_mut(piece * hidden).zip(ids.values.chunks(piece)).collect();
     b.threads.for_each(items, |(out, ids): (&mut [f32], &[u32])| {
         for (out, &id) in out.chunks_exact_mut(hidden).zip(ids) {
-            scaled_copy(table.row(id as usize), scale, out);
+            table.scaled_row(id as usize, scale, out);
         }
     });
     Ok(())

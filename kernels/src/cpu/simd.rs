@@ -3,6 +3,8 @@
 //! Rust neither reorders nor contracts floating-point operations, and sums run over explicit lanes, so every version
 //! of a loop gives the same bits.
 
+use half::bf16;
+
 /// Lanes of a sum. One AVX-512 register; wider than needed elsewhere, which costs nothing.
 pub(crate) const LANES: usize = 16;
 
@@ -53,6 +55,21 @@ vectorized! {
         }
         for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
             *lane += a * b;
+        }
+        add_lanes(lanes)
+    }
+
+    /// The same with `b` in bf16: the bits are those of its values as f32.
+    fn widened_dot(a: &[f32], b: &[bf16]) -> f32 {
+        let mut lanes = [0.0; LANES];
+        let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+        for (a, b) in a.iter().zip(b) {
+            for lane in 0..LANES {
+                lanes[lane] += a[lane] * f32::from_bits(u32::from(b[lane].to_bits()) << 16);
+            }
+        }
+        for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+            *lane += a * f32::from_bits(u32::from(b.to_bits()) << 16);
         }
         add_lanes(lanes)
     }

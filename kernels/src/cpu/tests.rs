@@ -2,7 +2,7 @@
 
 use super::CpuBackend;
 use crate::conformance::{Precision, Source, families};
-use crate::{AttentionShape, Backend, PackedLayout};
+use crate::{AttentionShape, Backend, PackedLayout, Storage, Target};
 
 crate::conformance_suite!(one_thread, CpuBackend::new(1).unwrap(), Precision::F32);
 crate::conformance_suite!(two_threads, CpuBackend::new(2).unwrap(), Precision::F32);
@@ -131,4 +131,58 @@ fn bits_do_not_depend_on_the_instruction_set() {
         assert_eq!(a, b);
         assert_eq!(fixed::squares(&x).to_bits(), fixed::squares::baseline(&x).to_bits());
     }
+}
+
+/// Everything that is computed from a frozen weight, with and without bias, from one row and from many: activations, their
+/// gradients, losses, logits.
+fn of_weights(
+    b: &CpuBackend,
+    weight: &[f32],
+    (rows, inp, out): (usize, usize, usize),
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let mut source = Source::new(11);
+    let linear = b.pack_linear(weight, out, inp, bias).unwrap();
+    let (x, d_y) = (source.matrix(b, rows, inp, 1.0).0, source.matrix(b, rows, out, 1.0).0);
+    let mut y = b.activations(rows, out).unwrap();
+    let (mut d_x, mut added) = (b.activations(rows, inp).unwrap(), source.matrix(b, rows, inp, 1.0).0);
+    b.linear(&x, &linear, None, &mut y).unwrap();
+    b.linear_backward(&d_y, &x, &linear, None, Some(Target::Overwrite(&mut d_x))).unwrap();
+    b.linear_backward(&d_y, &x, &linear, None, Some(Target::Add(&mut added))).unwrap();
+
+    let targets = b.upload_indices(&source.indices(rows, out)).unwrap();
+    let (mut losses, mut d_hidden) = (b.reals(rows).unwrap(), b.activations(rows, inp).unwrap());
+    b.linear_cross_entropy(&x, &linear, &targets, &mut losses, Some(&mut d_hidden)).unwrap();
+    let mut logits = b.reals(rows * out).unwrap();
+    b.logits(&x, &linear, &mut logits).unwrap();
+
+    let table = b.pack_embedding(weight, out, inp).unwrap();
+    let ids = b.upload_indices(&source.indices(rows, out)).unwrap();
+    let mut embedded = b.activations(rows, inp).unwrap();
+    b.embedding(&table, &ids, 1.5, &mut embedded).unwrap();
+    let matrices = [y, d_x, added, d_hidden, embedded].map(|matrix| b.read_activations(&matrix).unwrap());
+    [matrices.concat(), b.read_reals(&losses).unwrap(), b.read_reals(&logits).unwrap()].concat()
+}
+
+/// Weights in bf16 are f32 weights that were rounded, to the last bit of all that follows, and on any number of threads.
+#[test]
+fn weights_in_bf16_give_the_bits_of_the_rounded_weights() {
+    let f32s = CpuBackend::new(2).unwrap();
+    let bf16s = [1, 2, 3].map(|threads| CpuBackend::with_weights(threads, Storage::Bf16).unwrap());
+    for (rows, inp, out) in [(1, 576, 192), (1, 33, 700), (7, 65, 31), (130, 64, 513), (40, 300, 1030), (9, 40, 5000)] {
+        let mut source = Source::new(5);
+        let (weight, bias) = (source.floats(out * inp, 0.1), source.floats(out, 0.5));
+        let rounded: Vec<f32> = weight.iter().map(|&w| half::bf16::from_f32(w).to_f32()).collect();
+        assert_ne!(weight, rounded);
+        for bias in [None, Some(&bias[..])] {
+            let want = of_weights(&f32s, &rounded, (rows, inp, out), bias);
+            for backend in &bf16s {
+                let got = of_weights(backend, &weight, (rows, inp, out), bias);
+                let differing = got.iter().zip(&want).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                let threads = backend.threads();
+                assert_eq!(differing, 0, "[{rows}, {inp}] to {out}, bias {}, {threads} threads", bias.is_some());
+            }
+        }
+    }
+    assert!(bf16s[0].arithmetic().unwrap().contains("weights bf16"));
 }

@@ -1,32 +1,120 @@
 //! Frozen weights.
 
+use super::CpuBackend;
 use super::check::length;
-use super::gemm::MatRef;
+use super::gemm::{MatRef, stretch};
+use super::simd::{dot, vectorized, widened_dot};
 use crate::contract::Result;
+use crate::storage::Storage;
+use half::bf16;
+use std::ops::Range;
 use std::sync::Arc;
 
-/// A row-major matrix that never changes.
+vectorized! {
+    /// `out = x`, which is exact.
+    fn widen(x: &[bf16], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+        }
+    }
+
+    /// `out = x * scale`.
+    fn scaled_widen(x: &[bf16], scale: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = f32::from_bits(u32::from(x.to_bits()) << 16) * scale;
+        }
+    }
+
+    /// `out = x * scale`.
+    fn scaled_copy(x: &[f32], scale: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x * scale;
+        }
+    }
+}
+
+/// A row-major matrix that never changes, as f32 or as bf16.
 #[derive(Clone, Debug)]
 pub struct Table {
-    data: Arc<[f32]>,
+    values: Values,
     pub(crate) rows: usize,
     pub(crate) cols: usize,
 }
 
+#[derive(Clone, Debug)]
+enum Values {
+    F32(Arc<[f32]>),
+    Bf16(Arc<[bf16]>),
+}
+
 impl Table {
-    pub(crate) fn new(operation: &'static str, data: &[f32], rows: usize, cols: usize) -> Result<Self> {
-        length(operation, "the weight", data.len(), rows * cols)?;
+    /// Rounds to the nearest, ties to even, where it stores bf16.
+    pub(crate) fn new(
+        operation: &'static str,
+        values: &[f32],
+        rows: usize,
+        cols: usize,
+        storage: Storage,
+    ) -> Result<Self> {
+        length(operation, "the weight", values.len(), rows * cols)?;
         super::check::ensure(rows > 0 && cols > 0, operation, || format!("the weight is [{rows}, {cols}]"))?;
-        Ok(Self { data: data.into(), rows, cols })
+        let values = match storage {
+            Storage::F32 => Values::F32(values.into()),
+            Storage::Bf16 => Values::Bf16(values.iter().copied().map(bf16::from_f32).collect()),
+        };
+        Ok(Self { values, rows, cols })
     }
 
-    pub(crate) fn row(&self, row: usize) -> &[f32] {
-        &self.data[row * self.cols..][..self.cols]
+    fn elements(&self, rows: Range<usize>) -> Range<usize> {
+        rows.start * self.cols..rows.end * self.cols
     }
 
-    pub(crate) fn matrix(&self) -> MatRef<'_> {
-        MatRef::new(&self.data, self.rows, self.cols)
+    /// `out = scale *` row number `row`.
+    pub(crate) fn scaled_row(&self, row: usize, scale: f32, out: &mut [f32]) {
+        let place = self.elements(row..row + 1);
+        match &self.values {
+            Values::F32(values) => scaled_copy(&values[place], scale, out),
+            Values::Bf16(values) => scaled_widen(&values[place], scale, out),
+        }
     }
+
+    /// Inner product of `x` and row number `row`.
+    pub(crate) fn dot_row(&self, row: usize, x: &[f32]) -> f32 {
+        let place = self.elements(row..row + 1);
+        match &self.values {
+            Values::F32(values) => dot(x, &values[place]),
+            Values::Bf16(values) => widened_dot(x, &values[place]),
+        }
+    }
+
+    /// Hands all rows to `work` as f32, in order: at once where they are f32, and else in stretches, widened. The stretches
+    /// are those in which a product along the rows cuts its sums, so that bf16 gives the bits of the same values as f32.
+    pub(crate) fn in_stretches(&self, b: &CpuBackend, mut work: impl FnMut(Range<usize>, MatRef<'_>)) -> Result<()> {
+        let values = match &self.values {
+            Values::F32(values) => {
+                work(0..self.rows, MatRef::new(values, self.rows, self.cols));
+                return Ok(());
+            }
+            Values::Bf16(values) => values,
+        };
+        let length = stretch(self.rows);
+        let mut scratch = b.memory.take(widened(self.rows, self.cols), "widened weights")?;
+        for first in (0..self.rows).step_by(length) {
+            let rows = first..(first + length).min(self.rows);
+            let narrow = &values[self.elements(rows.clone())];
+            let wide = &mut scratch.as_mut_slice()[..narrow.len()];
+            let piece = b.threads.rows_per_piece(rows.len(), self.cols) * self.cols;
+            let items = wide.chunks_mut(piece).zip(narrow.chunks(piece)).collect();
+            b.threads.for_each(items, |(wide, narrow): (&mut [f32], &[bf16])| widen(narrow, wide));
+            work(rows.clone(), MatRef::new(wide, rows.len(), self.cols));
+        }
+        Ok(())
+    }
+}
+
+/// Elements that [`Table::in_stretches`] has at a time of a table of bf16.
+pub(crate) fn widened(rows: usize, cols: usize) -> usize {
+    stretch(rows).min(rows) * cols
 }
 
 /// A frozen linear layer: `weight: [out, in]`.
@@ -40,8 +128,8 @@ pub struct FrozenLinear {
 }
 
 impl FrozenLinear {
-    pub(crate) fn new(weight: &[f32], out: usize, inp: usize, bias: Option<&[f32]>) -> Result<Self> {
-        let weight = Table::new("pack_linear", weight, out, inp)?;
+    pub(crate) fn new(weight: &[f32], out: usize, inp: usize, bias: Option<&[f32]>, storage: Storage) -> Result<Self> {
+        let weight = Table::new("pack_linear", weight, out, inp, storage)?;
         if let Some(bias) = bias {
             length("pack_linear", "the bias", bias.len(), out)?;
         }

@@ -68,7 +68,7 @@ impl Footprint for CudaFootprint {
         vec![rows::inverse_bytes(rows)]
     }
 
-    fn cross_entropy(&self, rows: usize, vocab: usize) -> Vec<usize> {
+    fn cross_entropy(&self, rows: usize, vocab: usize, _: usize) -> Vec<usize> {
         let scratch = head::Scratch::new(rows, vocab, self.storage, true);
         [scratch.logits].into_iter().chain(scratch.gradients).collect()
     }

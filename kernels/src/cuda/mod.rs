@@ -41,6 +41,7 @@ mod team;
 mod transfer;
 mod weights;
 
+pub use crate::Storage;
 pub use crate::arena::MemoryUse;
 pub use buffers::{Cache, HalfVector, IndexVector, IntegerVector, Matrix, Packing, Vector};
 pub use footprint::CudaFootprint;
@@ -54,35 +55,6 @@ use crate::contract::Result;
 use arguments::{Arg, Grid};
 use memory::Buffer;
 use std::sync::Arc;
-
-/// The type in which activations and frozen weights lie in memory. Arithmetic is in f32 either way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Storage {
-    /// IEEE single precision.
-    F32,
-    /// The upper half of it.
-    Bf16,
-}
-
-impl Storage {
-    /// Bytes of an element.
-    #[must_use]
-    pub fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
-
-    /// How kernels of this storage are named.
-    #[must_use]
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-}
 
 /// A CUDA device as a backend.
 #[derive(Debug)]

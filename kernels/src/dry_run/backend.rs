@@ -120,7 +120,7 @@ impl<F: Footprint> Backend for DryRun<F> {
     }
 
     fn pack_embedding(&self, _: &[f32], rows: usize, cols: usize) -> Result<Table> {
-        let held = self.table(rows * cols * self.footprint.storage(), "a frozen weight")?;
+        let held = self.table(rows * cols * self.footprint.frozen(), "a frozen weight")?;
         Ok(Table { rows, cols, held: Arc::new(held) })
     }
 
@@ -252,12 +252,12 @@ impl<F: Footprint> Backend for DryRun<F> {
         _: &mut Vector,
         _: Option<&mut Matrix>,
     ) -> Result<()> {
-        self.scratch(&self.footprint.cross_entropy(hidden.rows, head.weight.rows))
+        self.scratch(&self.footprint.cross_entropy(hidden.rows, head.weight.rows, head.weight.cols))
     }
 
     /// No more than cross-entropy.
     fn log_probabilities(&self, hidden: &Matrix, head: &Linear, _: &Vector, _: &mut Vector) -> Result<()> {
-        self.scratch(&self.footprint.cross_entropy(hidden.rows, head.weight.rows))
+        self.scratch(&self.footprint.cross_entropy(hidden.rows, head.weight.rows, head.weight.cols))
     }
 
     fn logits(&self, _: &Matrix, _: &Linear, _: &mut Vector) -> Result<()> {

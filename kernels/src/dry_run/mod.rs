@@ -170,12 +170,12 @@ impl<F: Footprint> DryRun<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Backend;
     use crate::cpu::{CpuBackend, CpuFootprint};
+    use crate::{Backend, Storage};
 
     #[test]
     fn buffers_count_while_they_live_and_scratch_counts_at_its_peak() {
-        let dry = DryRun::new(CpuFootprint { threads: 1 }).unwrap();
+        let dry = DryRun::new(CpuFootprint { threads: 1, weights: Storage::F32 }).unwrap();
         let table = dry.pack_embedding(&[], 10, 6).unwrap();
         assert_eq!(dry.extent(), Extent { in_use: 240, peak: 240, slab: 0 });
         dry.reserve();
@@ -192,7 +192,8 @@ mod tests {
     /// The sizes are those of the buffers that the backend takes.
     #[test]
     fn buffers_of_the_cpu_are_as_large_as_described() {
-        let (cpu, dry) = (CpuBackend::new(1).unwrap(), DryRun::new(CpuFootprint { threads: 1 }).unwrap());
+        let (cpu, dry) =
+            (CpuBackend::new(1).unwrap(), DryRun::new(CpuFootprint { threads: 1, weights: Storage::F32 }).unwrap());
         for (rows, cols) in [(1, 1), (3, 61), (100, 24), (777, 131)] {
             let before = (cpu.memory().in_use, dry.extent().in_use);
             let held = (cpu.activations(rows, cols).unwrap(), dry.activations(rows, cols).unwrap());

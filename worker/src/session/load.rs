@@ -44,13 +44,8 @@ pub(super) fn load(
 ) -> Result<Box<dyn Engine>, WorkerError> {
     match wishes.device.unwrap_or_else(|| Device::of_run(run.device())) {
         Device::Cpu => {
-            if run.dtype() != v1::Dtype::F32 {
-                return Err(unusable(
-                    "model.dtype = \"bf16\": the CPU computes in f32 only; start this worker with \
-                                     --device cuda, or set model.dtype = \"f32\"",
-                ));
-            }
-            let backend = CpuBackend::new(wishes.threads.unwrap_or(run.threads as usize))?;
+            let threads = wishes.threads.unwrap_or(run.threads as usize);
+            let backend = CpuBackend::with_weights(threads, crate::device::storage(run)?)?;
             engine(Arc::new(backend), run, wishes, listener, progress)
         }
         Device::Cuda(ordinal) => on_cuda(ordinal, run, wishes, listener, progress),
@@ -67,7 +62,7 @@ fn on_cuda(
 ) -> Result<Box<dyn Engine>, WorkerError> {
     use ballast_kernels::cuda::{CudaBackend, nccl, probe};
     let ordinal = Device::ordinal(ordinal, probe().devices.len(), |name| std::env::var(name).ok())?;
-    let storage = crate::device::cuda_storage(run)?;
+    let storage = crate::device::storage(run)?;
     let backend = CudaBackend::new(ordinal, storage)?;
     // Better now than when the others wait.
     if run.workers > 1 && run.collective() != v1::Collective::Tcp {
@@ -103,10 +98,6 @@ fn on_cuda(
     _: &Progress,
 ) -> Result<Box<dyn Engine>, WorkerError> {
     Err(crate::device::without_cuda().into())
-}
-
-fn unusable(message: &str) -> WorkerError {
-    Failure::new(ErrorCode::DeviceUnusable, message).into()
 }
 
 /// A backend, and what of its memory can be planned.

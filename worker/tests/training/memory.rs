@@ -4,7 +4,7 @@ use super::support::{ALL_LINEAR, decoder_on, run_spec, sample, shard, trainer};
 use ballast_basemodel::{Activation, Architecture};
 use ballast_kernels::cpu::{CpuBackend, CpuFootprint};
 use ballast_kernels::dry_run::DryRun;
-use ballast_kernels::{AttentionShape, Backend, Footprint, LowRank, PackedLayout};
+use ballast_kernels::{AttentionShape, Backend, Footprint, LowRank, PackedLayout, Storage};
 use ballast_proto::v1::{Lora, RunSpec, Sequence};
 use ballast_worker::collective::Solo;
 use ballast_worker::lora::{Adapter, LoraLayout};
@@ -91,14 +91,22 @@ pub(crate) const OF_CPU: Meter<CpuBackend> =
 #[test]
 fn the_estimate_is_what_a_step_takes() {
     for (number, architecture) in architectures().iter().enumerate() {
-        for (tokens, threads, checkpointing, dropout) in
-            [(40, 1, false, 0.0), (40, 1, true, 0.2), (333, 1, false, 0.2), (333, 1, true, 0.0), (512, 1, true, 0.2)]
-        {
+        for (tokens, threads, checkpointing, dropout, weights) in [
+            (40, 1, false, 0.0, Storage::F32),
+            (40, 1, true, 0.2, Storage::Bf16),
+            (333, 1, false, 0.2, Storage::F32),
+            (333, 1, false, 0.0, Storage::Bf16),
+            (333, 1, true, 0.0, Storage::F32),
+            (512, 1, true, 0.2, Storage::F32),
+        ] {
             let run = run(&ALL_LINEAR, dropout, checkpointing);
             let sequences = [sample(1, tokens, tokens / 4, architecture.vocab_size)];
-            let (backend, footprint) = (CpuBackend::new(threads).unwrap(), CpuFootprint { threads });
+            let backend = CpuBackend::with_weights(threads, weights).unwrap();
+            let footprint = CpuFootprint { threads, weights };
             let (estimate, measured) = compare(backend, footprint, OF_CPU, architecture, &run, &sequences);
-            let what = format!("model {number}, {tokens} tokens, checkpointing {checkpointing}, dropout {dropout}");
+            let what = format!(
+                "model {number}, {tokens} tokens, checkpointing {checkpointing}, dropout {dropout}, {weights:?}"
+            );
             // Frozen weights and integers are not counted there.
             assert!(measured.resident < estimate.weights + estimate.adapter, "{what}: {} resident", measured.resident);
             assert_close(&what, estimate.kept + estimate.transient, measured.passing);
@@ -113,7 +121,8 @@ fn no_packing_takes_more() {
     for (checkpointing, threads) in [(false, 2), (true, 3)] {
         let run = run(&ALL_LINEAR, 0.2, checkpointing);
         let sequences: Vec<Sequence> = (0..24).map(|n| sample(n, 6 + n as usize % 9, 2, 61)).collect();
-        let (backend, footprint) = (CpuBackend::new(threads).unwrap(), CpuFootprint { threads });
+        let backend = CpuBackend::new(threads).unwrap();
+        let footprint = CpuFootprint { threads, weights: Storage::F32 };
         let (estimate, measured) = compare(backend, footprint, OF_CPU, architecture, &run, &sequences);
         assert!(measured.passing <= estimate.kept + estimate.transient, "{estimate}: {} taken", measured.passing);
     }
@@ -176,7 +185,7 @@ impl Footprint for Bf16 {
         vec![4 * rows]
     }
 
-    fn cross_entropy(&self, rows: usize, vocab: usize) -> Vec<usize> {
+    fn cross_entropy(&self, rows: usize, vocab: usize, _: usize) -> Vec<usize> {
         let chunk = rows.min((64 << 20) / (6 * vocab));
         vec![chunk * vocab * 4, chunk * vocab * 2]
     }
