@@ -1,6 +1,7 @@
 //! What the commands print and leave behind.
 
 use crate::scene::Scene;
+use ballast_coordinator::config;
 use ballast_proto::ErrorCode;
 use serde_json::Value;
 
@@ -156,4 +157,11 @@ fn events_are_json_lines_for_programs() {
     }
     let end = events.last().unwrap();
     assert_eq!((end["exit_code"].as_u64(), end["adapter"].as_str()), (Some(0), Some("runs/run/adapter")));
+}
+
+#[test]
+fn the_schema_of_a_run_file_is_printed_for_editors() {
+    let (printed, stderr) = Scene::new().succeed(&["config", "schema"]);
+    assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), config::schema());
+    assert!(printed.ends_with("}\n") && stderr.is_empty(), "{stderr}");
 }
