@@ -211,6 +211,8 @@ pub(crate) struct EstimateArgs {
 pub(crate) enum ConfigCommand {
     /// Print the run file as it is in effect, with the origin of every value.
     Show(TrainArgs),
+    /// Print the JSON Schema of a run file, for editors.
+    Schema,
 }
 
 /// `ballast doctor`.

@@ -2,6 +2,7 @@
 
 use crate::args::{self, LogFormat};
 use crate::screen::Screen;
+use ballast_coordinator::data::source::contains_panic;
 use ballast_proto::{Coded, ErrorCode, Failure, exit};
 use serde_json::json;
 use std::process::ExitCode;
@@ -42,9 +43,12 @@ pub(crate) fn usage(message: &clap::Error) -> ExitCode {
     ExitCode::from(failure.code.exit_code())
 }
 
-/// Makes a panic, which is a defect, look like the error that it is.
+/// Makes a panic, which is a defect, look like the error that it is, unless it is caught and told as another.
 pub(crate) fn explain_panics() {
     std::panic::set_hook(Box::new(|panic| {
+        if contains_panic() {
+            return;
+        }
         let code = ErrorCode::Internal;
         eprintln!("error[{code}]: {}: {panic}\n  help: ballast explain {code}", code.title());
     }));

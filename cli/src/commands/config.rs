@@ -1,12 +1,19 @@
-//! `ballast config show`
+//! `ballast config`
 
-use crate::args::ConfigCommand;
+use crate::args::{ConfigCommand, TrainArgs};
 use crate::{screen, setup};
+use ballast_coordinator::config;
 use ballast_proto::exit;
 
 pub(super) fn run(command: &ConfigCommand) -> anyhow::Result<u8> {
-    let ConfigCommand::Show(args) = command;
-    let resolved = setup::resolve(&args.file, args.insecure)?;
-    screen::print(&resolved.to_toml())?;
+    match command {
+        ConfigCommand::Show(args) => show(args)?,
+        ConfigCommand::Schema => screen::print(&format!("{:#}\n", config::schema()))?,
+    }
     Ok(exit::DONE)
+}
+
+fn show(args: &TrainArgs) -> anyhow::Result<()> {
+    let resolved = setup::resolve(&args.file, args.insecure)?;
+    screen::print(&resolved.to_toml())
 }

@@ -1,6 +1,7 @@
 //! What the commands print and leave behind.
 
 use crate::scene::Scene;
+use ballast_coordinator::config;
 use ballast_proto::ErrorCode;
 use serde_json::Value;
 
@@ -188,4 +189,11 @@ fn memory_is_estimated_part_by_part_and_told_before_training() {
     } else {
         assert!(cuda.message.starts_with("error[B6005]: this ballast was built without CUDA"), "{}", cuda.stderr);
     }
+}
+
+#[test]
+fn the_schema_of_a_run_file_is_printed_for_editors() {
+    let (printed, stderr) = Scene::new().succeed(&["config", "schema"]);
+    assert_eq!(serde_json::from_str::<Value>(&printed).unwrap(), config::schema());
+    assert!(printed.ends_with("}\n") && stderr.is_empty(), "{stderr}");
 }

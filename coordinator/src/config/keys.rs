@@ -18,6 +18,12 @@ impl Key {
     pub fn section(&self) -> &'static str {
         self.name.split_once('.').map_or(self.name, |(section, _)| section)
     }
+
+    /// Its name within the section.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        self.name.split_once('.').map_or(self.name, |(_, word)| word)
+    }
 }
 
 /// Longest interval of the timeout ladder: a day.
@@ -128,9 +134,8 @@ pub(super) fn sections() -> Vec<&'static str> {
 pub(super) fn hint(name: &str) -> String {
     let word = name.rsplit('.').next().unwrap_or(name);
     let distance = |key: &Key| {
-        let own_word = key.name.rsplit('.').next().unwrap_or(key.name);
         // The right key in the wrong section is nearer than any misspelling.
-        if own_word == word { 0 } else { strsim::damerau_levenshtein(key.name, name) }
+        if key.word() == word { 0 } else { strsim::damerau_levenshtein(key.name, name) }
     };
     let nearest = KEYS.iter().map(|key| (distance(key), key)).min_by_key(|(near, _)| *near);
     if !sections().contains(&name)
@@ -140,11 +145,7 @@ pub(super) fn hint(name: &str) -> String {
         return format!("did you mean `{}`?", key.name);
     }
     let section = name.split('.').next().unwrap_or(name);
-    let names: Vec<_> = KEYS
-        .iter()
-        .filter(|key| key.section() == section)
-        .filter_map(|key| key.name.split_once('.').map(|(_, name)| name))
-        .collect();
+    let names: Vec<_> = KEYS.iter().filter(|key| key.section() == section).map(Key::word).collect();
     if names.is_empty() {
         let sections = sections();
         let near = sections.iter().map(|s| (strsim::damerau_levenshtein(s, section), s)).min();

@@ -60,7 +60,7 @@ pub(super) enum Refusal {
 const STORES: &[&str] = &["s3://bucket/prefix", "gs://bucket/prefix", "az://container/prefix", "file:///directory"];
 
 /// Longest run name: it is a component of file names.
-const LONGEST_NAME: usize = 100;
+pub(super) const LONGEST_NAME: usize = 100;
 
 impl Kind {
     /// What the key may hold, as messages and the documentation say it.

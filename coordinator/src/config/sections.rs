@@ -96,7 +96,8 @@ impl Default for Lora {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Data {
-    /// Training files: JSON or JSONL, also `.gz` and `.zst`; a path or a list of paths, relative to the run file. Required.
+    /// Training files: JSON or JSONL, also `.gz` and `.zst`, or Parquet; a path or a list of paths, relative to the run file.
+    /// Required.
     pub train: Paths,
     /// Shape of a row; `auto` looks at the first row.
     pub format: RowFormat,

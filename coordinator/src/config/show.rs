@@ -26,7 +26,7 @@ impl Resolved {
     }
 
     fn line(&self, key: &Key, document: &Value) -> String {
-        let name = key.name.split_once('.').map_or(key.name, |(_, name)| name);
+        let name = key.word();
         let value = document.get(key.section()).and_then(|section| section.get(name));
         let comment = match (self.origin(key.name), key.name) {
             (Origin::Default, "run.name") => "default: the run file's name".to_owned(),

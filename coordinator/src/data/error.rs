@@ -14,13 +14,15 @@ pub struct Origin {
     pub place: Place,
 }
 
-/// A place within a data file, counted from 1 for lines and from 0 for array elements, as editors and programs do.
+/// A place within a data file, counted from 1 for lines and from 0 for array elements and rows, as editors and programs do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A line of a JSONL file.
     Line(u64),
     /// An element of a JSON array.
     Element(u64),
+    /// A row of a Parquet file.
+    Row(u64),
 }
 
 impl fmt::Display for Origin {
@@ -28,6 +30,7 @@ impl fmt::Display for Origin {
         match self.place {
             Place::Line(line) => write!(f, "{}, line {line}", self.file.display()),
             Place::Element(index) => write!(f, "{}, element {index}", self.file.display()),
+            Place::Row(index) => write!(f, "{}, row {index}", self.file.display()),
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::support::{byte_model, pair, run, write_rows};
+use super::support::{byte_model, fixture, pair, run, write_rows};
 use ballast_coordinator::config::{
     LookAheadMode, OnBadRow, OnTooLong, Paths, PreviewLevel, RowFormat, RunFile, ShortAnswer, Turns,
 };
@@ -227,6 +227,38 @@ fn the_key_changes_with_all_that_shapes_the_set_and_with_nothing_else() {
     assert_eq!(key(&same), base);
     write_rows(directory.path(), "copy.jsonl", &[pair("hello", "world"), pair("a", "c")]);
     assert_ne!(key(&same), base);
+}
+
+#[test]
+fn parquet_gives_the_samples_of_the_same_rows_in_jsonl() {
+    let prepared = |name: &str, kind: &str, format| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = directory.path().join(format!("{name}.{kind}"));
+            std::fs::write(&path, fixture(&format!("parquet/{name}.{kind}"))).unwrap();
+            path
+        };
+        let mut run = run(directory.path(), "train");
+        (run.data.train, run.data.format) = (Paths::One(file(name)), format);
+        if format == RowFormat::Fields {
+            (run.data.prompt_field, run.data.answer_field) = (Some("question".into()), Some("answer".into()));
+        }
+        run.eval.heldout = Some(file(name));
+        run.eval.probes = Some(file("messages-zstd"));
+        prepare(&run).unwrap()
+    };
+    for (name, format, rows) in [
+        ("pairs-snappy", RowFormat::Fields, 11),
+        ("messages-snappy", RowFormat::Auto, 10),
+        ("alpaca-nulls", RowFormat::Auto, 9),
+    ] {
+        let [parquet, lines] = ["parquet", "jsonl"].map(|kind| prepared(name, kind, format));
+        assert_eq!(parquet.samples.len(), rows);
+        assert_eq!(parquet.sha256, lines.sha256, "{name}");
+        assert_eq!(parquet.samples, lines.samples, "{name}");
+        assert_eq!(parquet.heldout, lines.heldout, "{name}");
+        assert_eq!(parquet.probes, lines.probes, "{name}");
+    }
 }
 
 #[test]

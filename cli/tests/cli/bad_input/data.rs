@@ -7,6 +7,9 @@ use std::io::Write;
 
 const PREPARED: &str = "{\"prompt\": \"p\", \"completion\": \"c\"}\n";
 
+/// Rows as pyarrow writes them.
+const PARQUET: &[u8] = include_bytes!("../../../../coordinator/tests/fixtures/data/parquet/messages-zstd.parquet");
+
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(bytes).unwrap();
@@ -34,6 +37,14 @@ pub(crate) fn cases() -> Vec<Case> {
         }),
         case("a Zstandard file that is none after its first bytes", "B2001", PREPARE, |s| {
             s.write("rows.jsonl", b"\x28\xb5\x2f\xfd and then something else");
+        }),
+        case("a Parquet file that is cut off", "B2001", PREPARE, |s| {
+            s.write("rows.jsonl", &PARQUET[..PARQUET.len() / 2])
+        }),
+        case("a Parquet file whose pages are damaged", "B2001", PREPARE, |s| {
+            let mut damaged = PARQUET.to_vec();
+            damaged[4..64].fill(0xFF);
+            s.write("rows.jsonl", damaged);
         }),
         case("an array that is cut off", "B2001", PREPARE, |s| {
             s.write("rows.jsonl", "[{\"prompt\": \"p\", \"completion\": \"c\"},");

@@ -1,7 +1,8 @@
-//! Reading rows: JSON arrays and JSONL, plain or compressed, in the shapes that datasets come in.
+//! Reading rows: JSON arrays and JSONL, plain or compressed, and Parquet, in the shapes that datasets come in.
 //!
-//! Files are streamed; only one row is held at a time.
+//! Files are streamed; only one row is held at a time, and of Parquet the pages that it is in.
 
+mod parquet;
 mod reader;
 mod shape;
 
@@ -11,6 +12,7 @@ use crate::config::{self, OnBadRow, RowFormat};
 use reader::RawRow;
 use std::path::{Path, PathBuf};
 
+pub use parquet::contains_panic;
 pub use shape::detect;
 
 /// What of the run file says how rows are read.

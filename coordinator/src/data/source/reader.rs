@@ -1,5 +1,6 @@
 //! Bytes of a file to JSON values, one at a time.
 
+use super::parquet;
 use crate::data::error::{DataError, Origin, Place};
 use flate2::bufread::MultiGzDecoder;
 use serde::Deserializer as _;
@@ -25,12 +26,19 @@ pub(super) struct RawRow {
 /// Takes a row; `false` wants no more.
 pub(super) type Sink<'a> = dyn FnMut(RawRow) -> Result<bool, DataError> + 'a;
 
-/// Hands every row of a file to `sink`: the elements of a JSON array, or else the lines of JSONL.
+/// Hands every row of a file to `sink`: the rows of Parquet, the elements of a JSON array, or else the lines of JSONL.
 ///
-/// gzip and Zstandard are known by their first bytes, arrays by their first character, whatever the file is called.
+/// Parquet, gzip and Zstandard are known by their first bytes, arrays by their first character, whatever the file is called.
 pub(super) fn for_each(path: &Path, sink: &mut Sink<'_>) -> Result<(), DataError> {
     let fail = |error: io::Error| DataError::unreadable(path, error);
-    let mut reader = open(path).map_err(fail)?;
+    let (mut reader, compressed) = open(path).map_err(fail)?;
+    if reader.fill_buf().map_err(fail)?.starts_with(parquet::MAGIC) {
+        if compressed {
+            let reason = "a Parquet file is compressed within: unpack it before it is read";
+            return Err(DataError::unreadable(path, reason));
+        }
+        return parquet::for_each(path, sink);
+    }
     if reader.fill_buf().map_err(fail)?.starts_with(BYTE_ORDER_MARK) {
         reader.consume(BYTE_ORDER_MARK.len());
     }
@@ -48,15 +56,16 @@ pub(super) fn for_each(path: &Path, sink: &mut Sink<'_>) -> Result<(), DataError
     }
 }
 
-fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+/// The bytes of a file, and whether it is compressed.
+fn open(path: &Path) -> io::Result<(Box<dyn BufRead>, bool)> {
     let mut file = BufReader::with_capacity(BUFFER, File::open(path)?);
     let start = file.fill_buf()?;
     Ok(if start.starts_with(&[0x1F, 0x8B]) {
-        Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(file)))
+        (Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(file))), true)
     } else if start.starts_with(&[0x28, 0xB5, 0x2F, 0xFD]) {
-        Box::new(BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(file)?))
+        (Box::new(BufReader::with_capacity(BUFFER, zstd::Decoder::with_buffer(file)?)), true)
     } else {
-        Box::new(file)
+        (Box::new(file), false)
     })
 }
 
