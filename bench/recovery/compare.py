@@ -4,7 +4,7 @@
     compare.py --recovery BINARY --dump-samples BINARY --peft-python PYTHON [--kills 200] [--peer-kills 20] [--peer-stops 3]
 
 Prints the lines of `recovery` and of torchrun.py, which trains the same model on the same rows, as users run it and tuned; then a line
-{"measure", "ballast", "peer", "ratio"} for each that both have, of medians. Where the peer's environment is missing (`make peft-env`)
+{"measure", "ballast", "column", "peer", "ratio"} for each that both have, of medians. Where the peer's environment is missing (`make peft-env`)
 there is only ballast, and a line on stderr says so.
 """
 
@@ -62,7 +62,7 @@ def main():
     for peer in peers(arguments):
         for measure in SHARED:
             ours, theirs = ballast[measure]["p50"], peer[measure]["p50"]
-            report(f"{measure}, p50 seconds (peer: {peer[measure]['peer']})", ours, theirs)
+            report(f"{measure}, p50 seconds", ours, theirs, peer[measure]["peer"])
 
 
 if __name__ == "__main__":

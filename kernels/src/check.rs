@@ -97,9 +97,12 @@ pub(crate) fn attention<M: Shaped>(
     length(operation, "log_sum_exp", saved, rows * attention.heads)
 }
 
-/// A layout has a sample for each of its sequences, and no sequence is empty.
-pub(crate) fn packing(layout: &PackedLayout) -> Result<()> {
+/// A layout has a sample for each of its sequences, no sequence is empty, and a prefix is shared only where that is known.
+pub(crate) fn packing(layout: &PackedLayout, shares_prefixes: bool) -> Result<()> {
     let bounds = layout.bounds();
+    ensure(shares_prefixes || layout.shared() == 0, "upload_packing", || {
+        format!("the sequences share {} rows, which this backend cannot", layout.shared())
+    })?;
     length("upload_packing", "samples", layout.samples().len(), bounds.len() - 1)?;
     for (sequence, ends) in bounds.windows(2).enumerate() {
         ensure(ends[0] < ends[1], "upload_packing", || format!("sequence {sequence} is empty"))?;

@@ -51,6 +51,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// [`KernelError::Device`] when the device or a library of it fails to answer.
     fn arithmetic(&self) -> Result<String>;
 
+    /// Whether a [`PackedLayout`] may share a prefix among its sequences: attention then sees it before each of them, and
+    /// sums its gradient over all in their order. [`Backend::upload_packing`] of others refuses such a layout.
+    fn shares_prefixes(&self) -> bool {
+        false
+    }
+
     /// Waits until all earlier calls have taken effect.
     fn synchronize(&self) -> Result<()>;
 

@@ -30,7 +30,7 @@ fn score<B: Backend>(
     progress: &Progress,
 ) -> Result<ScoreResult, WorkerError> {
     let sequence = task.sequence.as_slice();
-    let packed = Packed::new(sequence, decoder.architecture()).map_err(malformed)?;
+    let packed = Packed::new(sequence, decoder.architecture(), Prefix::Apart).map_err(malformed)?;
     if packed.targets.is_empty() {
         return Err(malformed("no token bears loss".into()));
     }

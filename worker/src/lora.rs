@@ -146,6 +146,11 @@ impl LoraLayout {
         &self.layers
     }
 
+    /// Whether some of the adapters' input is dropped in training.
+    pub(crate) fn drops(&self) -> bool {
+        self.dropout > 0.0
+    }
+
     /// Parameters in all.
     #[must_use]
     pub fn parameters(&self) -> usize {

@@ -16,28 +16,67 @@ pub(crate) struct Packed {
     pub(crate) rows: Vec<u32>,
     /// The token each of them should have predicted.
     pub(crate) targets: Vec<u32>,
+    /// Tokens of all sequences, those of a shared prefix counted in each.
+    pub(crate) tokens: u64,
 }
 
+/// What becomes of the tokens that all sequences begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Prefix {
+    /// They are there in each.
+    Apart,
+    /// They are there once, where that saves enough.
+    Shared,
+}
+
+/// Least share of the tokens that must be saved: a prefix costs a product of its own in every block of attention.
+const WORTH_SHARING: usize = 32;
+
 impl Packed {
-    /// Packs sequences for this model.
+    /// Packs sequences for this model. A function of the sequences alone: whoever packs them, they give the same gradient.
     ///
     /// # Errors
     /// What is wrong with the first sequence that does not fit the model or the protocol.
-    pub(crate) fn new(sequences: &[Sequence], architecture: &Architecture) -> Result<Self, String> {
-        let (mut ids, mut rows, mut targets) = (Vec::new(), Vec::new(), Vec::new());
+    pub(crate) fn new(sequences: &[Sequence], architecture: &Architecture, prefix: Prefix) -> Result<Self, String> {
         for sequence in sequences {
             check(sequence, architecture).map_err(|detail| format!("sample {}: {detail}", sequence.sample))?;
+        }
+        let shared = if prefix == Prefix::Shared { shared_prefix(sequences) } else { 0 };
+        let first_ids = sequences.first().map_or(&[][..], |sequence| &sequence.token_ids[..shared]);
+        let (mut ids, mut rows, mut targets) = (first_ids.to_vec(), Vec::new(), Vec::new());
+        for sequence in sequences {
+            // Of its row at position `shared`.
             let first = ids.len() as u32;
             for token in sequence.loss.iter().flat_map(|range| range.start.max(1)..range.end) {
-                rows.push(first + token - 1);
+                rows.push(first + token - 1 - shared as u32);
                 targets.push(sequence.token_ids[token as usize]);
             }
-            ids.extend_from_slice(&sequence.token_ids);
+            ids.extend_from_slice(&sequence.token_ids[shared..]);
         }
         let lengths: Vec<u32> = sequences.iter().map(|s| s.token_ids.len() as u32).collect();
         let samples: Vec<u64> = sequences.iter().map(|s| s.sample).collect();
-        Ok(Self { ids, layout: PackedLayout::new(&lengths, &samples), rows, targets })
+        let layout = match shared as u32 {
+            0 => PackedLayout::new(&lengths, &samples),
+            shared => PackedLayout::sharing(shared, &lengths, &samples),
+        };
+        Ok(Self { ids, layout, rows, targets, tokens: lengths.iter().map(|&length| u64::from(length)).sum() })
     }
+}
+
+/// Tokens that all sequences begin with and none scores, if it is worth having them once; at least one is left to each.
+fn shared_prefix(sequences: &[Sequence]) -> usize {
+    let Some((first, others)) = sequences.split_first() else { return 0 };
+    // The row before the first token that bears loss is scored.
+    let unscored = |s: &Sequence| {
+        let scored = s.loss.first().map_or(usize::MAX, |range| range.start.max(1) as usize - 1);
+        scored.min(s.token_ids.len() - 1)
+    };
+    let common = others.iter().fold(unscored(first), |common, other| {
+        let alike = first.token_ids.iter().zip(&other.token_ids).take_while(|(a, b)| a == b).count();
+        common.min(alike).min(unscored(other))
+    });
+    let tokens: usize = sequences.iter().map(|s| s.token_ids.len()).sum();
+    if common * others.len() * WORTH_SHARING >= tokens { common } else { 0 }
 }
 
 /// Refuses token ids beyond the vocabulary or, as a whole, beyond the model's positions.
@@ -88,11 +127,38 @@ mod tests {
     #[test]
     fn the_row_before_a_loss_token_is_scored_and_first_tokens_never_are() {
         let sequences = [sequence(&[1, 2, 3, 4], &[(0, 1), (2, 4)]), sequence(&[5, 6, 7], &[(0, 3)])];
-        let packed = Packed::new(&sequences, &architecture()).unwrap();
+        let packed = Packed::new(&sequences, &architecture(), Prefix::Apart).unwrap();
         assert_eq!(packed.ids, [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(packed.rows, [1, 2, 4, 5]);
         assert_eq!(packed.targets, [3, 4, 6, 7]);
         assert_eq!(packed.layout.bounds(), [0, 4, 7]);
+    }
+
+    #[test]
+    fn what_all_begin_with_is_there_once() {
+        let sequences =
+            [sequence(&[1, 2, 3, 4], &[(3, 4)]), sequence(&[1, 2, 5], &[(2, 3)]), sequence(&[1, 2, 3], &[])];
+        let packed = Packed::new(&sequences, &architecture(), Prefix::Shared).unwrap();
+        // One of the two that all have in common: the second is scored in the second sequence.
+        assert_eq!(packed.ids, [1, 2, 3, 4, 2, 5, 2, 3]);
+        assert_eq!((packed.layout.bounds(), packed.layout.shared()), (&[0, 1, 4, 6, 8][..], 1));
+        assert_eq!((packed.layout.first_positions(), packed.layout.samples()), (&[0, 1, 1, 1][..], &[7; 4][..]));
+        assert_eq!((packed.rows, packed.targets, packed.tokens), (vec![2, 4], vec![4, 5], 10));
+    }
+
+    #[test]
+    fn a_prefix_leaves_something_to_each_and_must_be_worth_it() {
+        let shared = |sequences: &[Sequence]| shared_prefix(sequences);
+        let same = sequence(&[1, 2, 3], &[]);
+        assert_eq!(shared(&[same.clone(), same.clone()]), 2);
+        assert_eq!(shared(&[same.clone()]), 0, "nothing is saved");
+        assert_eq!(shared(&[]), 0);
+        assert_eq!(shared(&[same.clone(), sequence(&[2, 2, 3], &[])]), 0);
+        assert_eq!(shared(&[same.clone(), sequence(&[1], &[])]), 0);
+        let begins = |length: usize| Sequence { token_ids: [vec![1], vec![2; length - 1]].concat(), ..same.clone() };
+        let other = |length: usize| Sequence { token_ids: [vec![1], vec![3; length - 1]].concat(), ..same.clone() };
+        assert_eq!(shared(&[begins(16), other(16)]), 1);
+        assert_eq!(shared(&[begins(16), other(17)]), 0);
     }
 
     #[test]
@@ -105,7 +171,7 @@ mod tests {
             (sequence(&[1, 2], &[(1, 1)]), "1..1"),
             (sequence(&[1, 2, 3], &[(1, 2), (1, 3)]), "1..3"),
         ] {
-            let message = Packed::new(&[sequence], &architecture()).unwrap_err();
+            let message = Packed::new(&[sequence], &architecture(), Prefix::Shared).unwrap_err();
             assert!(message.contains(expected) && message.contains("sample 7"), "{message}");
         }
     }

@@ -11,7 +11,7 @@ use crate::model::{Batch, Decoder, Keep, OnLayer, Pass, Rows};
 use crate::nonfinite::{self, Poison};
 use crate::objective::sft;
 use crate::optimizer::Optimizer;
-use crate::packed::Packed;
+use crate::packed::{Packed, Prefix};
 use crate::progress::Progress;
 use crate::schedule::Schedule;
 use crate::state::TrainingState;
@@ -156,7 +156,7 @@ impl<B: Backend> Trainer<B> {
             loss: if totals.finite > 0 { totals.loss / totals.finite as f64 } else { 0.0 },
             loss_tokens: totals.finite.unsigned_abs(),
             tokens: shard.step_tokens,
-            rank_tokens: micro_batches.iter().map(|packed| packed.ids.len() as u64).sum(),
+            rank_tokens: micro_batches.iter().map(|packed| packed.tokens).sum(),
             grad_norm: norm.unwrap_or(0.0),
             learning_rate: self.schedule.learning_rate(shard.step),
             state_sha256: self.state.sha256(&self.backend)?,
@@ -187,7 +187,10 @@ impl<B: Backend> Trainer<B> {
         if let Some(batch) = shard.micro_batches.iter().find(|batch| batch.index >= shard.step_micro_batches) {
             return refuse(format!("micro-batch {} of {}", batch.index, shard.step_micro_batches));
         }
-        let pack = |batch: &MicroBatch| Packed::new(&batch.sequences, self.decoder.architecture());
+        // Every sequence has a dropout mask of its own.
+        let prefix =
+            if self.backend.shares_prefixes() && !self.layout.drops() { Prefix::Shared } else { Prefix::Apart };
+        let pack = |batch: &MicroBatch| Packed::new(&batch.sequences, self.decoder.architecture(), prefix);
         shard.micro_batches.iter().map(pack).collect::<Result<_, _>>().or_else(refuse)
     }
 

@@ -91,6 +91,7 @@ impl SimulatedDisk {
     }
 
     /// What is on it now.
+    #[cfg(feature = "simulation")]
     #[must_use]
     pub fn platter(&self) -> Platter {
         self.inner().platter.clone()

@@ -75,14 +75,54 @@ vectorized! {
     }
 }
 
-/// One sequence's keys and values, for a stretch of its queries.
+/// Keys and values of one sequence, by position: those of the prefix that it shares with others, then its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    shared: usize,
+    /// Keys and values `[shared, kv_heads * head_dim]`.
+    prefix: [&'a [f32]; 2],
+    /// The same from position `shared` on.
+    own: [&'a [f32]; 2],
+}
+
+impl<'a> Context<'a> {
+    /// Of a sequence that shares nothing.
+    pub(crate) fn new(keys: &'a [f32], values: &'a [f32]) -> Self {
+        Self { shared: 0, prefix: [&[]; 2], own: [keys, values] }
+    }
+
+    /// Of the sequence with these rows of packed keys and values, which has `shared` rows in common with the others.
+    pub(crate) fn packed(keys: &'a Matrix, values: &'a Matrix, rows: Range<usize>, shared: usize) -> Self {
+        let both = [keys, values];
+        let stretch = |rows: Range<usize>| both.map(|m| &m.data()[rows.start * m.cols..rows.end * m.cols]);
+        Self { shared, prefix: stretch(0..shared), own: stretch(rows) }
+    }
+
+    /// Positions in blocks, each within the prefix or behind it.
+    pub(crate) fn blocks(&self, positions: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let border = self.shared.clamp(positions.start, positions.end);
+        [positions.start..border, border..positions.end].into_iter().flat_map(|part| {
+            part.clone().step_by(KEY_BLOCK).map(move |start| start..(start + KEY_BLOCK).min(part.end))
+        })
+    }
+
+    /// Keys and values of one of [`Context::blocks`], of head `kv`.
+    pub(crate) fn at(&self, block: &Range<usize>, shape: &AttentionShape, kv: usize) -> [MatRef<'a>; 2] {
+        let (d, cols) = (shape.head_dim, shape.kv_heads * shape.head_dim);
+        let (rows, first) = match block.start < self.shared {
+            true => (self.prefix, block.start),
+            false => (self.own, block.start - self.shared),
+        };
+        rows.map(|rows| MatRef::strided(&rows[first * cols + kv * d..], block.len(), d, cols))
+    }
+}
+
+/// A stretch of one sequence's queries, and what they may see.
 pub(crate) struct Tile<'a> {
     /// Queries `[count, heads * head_dim]`, from the block's first row on.
     pub(crate) q: &'a [f32],
-    /// Keys of the sequence from its position 0 on, `[.., kv_heads * head_dim]`.
-    pub(crate) k: &'a [f32],
-    /// Values, likewise.
-    pub(crate) v: &'a [f32],
+    /// Keys and values of the sequence.
+    pub(crate) context: Context<'a>,
     /// Position of the first query in the sequence.
     pub(crate) first: usize,
     /// Queries.
@@ -128,19 +168,16 @@ pub(crate) fn attend(
     let mut scores = memory.take(of_scores, "attention scores")?;
     let mut context = memory.take(of_context, "attention context")?;
     let mut running = memory.take(of_statistics, "attention statistics")?;
-    let kv_stride = shape.kv_heads * d;
 
     for kv in 0..shape.kv_heads {
         stack_queries(shape, tile.q, count, kv, shape.scale, queries.as_mut_slice());
         let (max, sum) = running.as_mut_slice().split_at_mut(rows);
         max.fill(f32::NEG_INFINITY);
         sum.fill(0.0);
-        for start in keys.clone().step_by(KEY_BLOCK) {
-            let width = KEY_BLOCK.min(keys.end - start);
+        for block in tile.context.blocks(keys.clone()) {
+            let (start, width) = (block.start, block.len());
             let scores = &mut scores.as_mut_slice()[..rows * width];
-            let offset = start * kv_stride + kv * d;
-            let keys_block = MatRef::strided(&tile.k[offset..], width, d, kv_stride);
-            let values_block = MatRef::strided(&tile.v[offset..], width, d, kv_stride);
+            let [keys_block, values_block] = tile.context.at(&block, shape, kv);
             let stacked = MatRef::new(queries.as_slice(), rows, d);
             product(parallelism, MatMut::new(scores, rows, width), Store::Overwrite, 1.0, stacked, keys_block.t());
             for row in 0..rows {
@@ -188,7 +225,9 @@ fn soften(scores: &mut [f32], start: usize, seen: &Range<usize>, max: &mut f32, 
 
 /// A block of queries with its part of the outputs.
 struct Item<'a> {
-    sequence: Range<usize>,
+    context: Context<'a>,
+    /// Its first row, and that row's position.
+    row: usize,
     first: usize,
     count: usize,
     out: &'a mut [f32],
@@ -208,31 +247,24 @@ pub(crate) fn forward(
 ) -> Result<()> {
     let (queries, keys) = ([("q", q), ("out", &*out)], [("k", k), ("v", v)]);
     check::attention("attention", shape, packing.tokens(), &queries, &keys, log_sum_exp.len())?;
-    let (q_cols, kv_cols) = (q.cols, k.cols);
+    let q_cols = q.cols;
     let mut items = Vec::new();
     let (mut out, mut log_sum_exp) = (out.data_mut(), log_sum_exp.data_mut());
-    for bounds in packing.bounds.windows(2) {
-        let sequence = bounds[0]..bounds[1];
-        for first in (0..sequence.len()).step_by(query_block(shape)) {
-            let count = query_block(shape).min(sequence.len() - first);
+    for (sequence, shared) in packing.sequences() {
+        let context = Context::packed(k, v, sequence.clone(), shared);
+        for row in sequence.clone().step_by(query_block(shape)) {
+            let (first, count) = (shared + row - sequence.start, query_block(shape).min(sequence.end - row));
             let (item_out, item_lse);
             (item_out, out) = out.split_at_mut(count * q_cols);
             (item_lse, log_sum_exp) = log_sum_exp.split_at_mut(count * shape.heads);
-            items.push(Item { sequence: sequence.clone(), first, count, out: item_out, log_sum_exp: item_lse });
+            items.push(Item { context, row, first, count, out: item_out, log_sum_exp: item_lse });
         }
     }
     // The longest rows first, so that the threads end together.
     items.sort_by_key(|item| std::cmp::Reverse(item.first));
     b.threads.try_for_each(items, |item| {
-        let row = item.sequence.start + item.first;
-        let keys = item.sequence.start * kv_cols..item.sequence.end * kv_cols;
-        let tile = Tile {
-            q: &q.data()[row * q_cols..(row + item.count) * q_cols],
-            k: &k.data()[keys.clone()],
-            v: &v.data()[keys],
-            first: item.first,
-            count: item.count,
-        };
+        let q = &q.data()[item.row * q_cols..(item.row + item.count) * q_cols];
+        let tile = Tile { q, context: item.context, first: item.first, count: item.count };
         attend(&b.memory, Parallelism::None, shape, &tile, item.out, Some(item.log_sum_exp))
     })
 }

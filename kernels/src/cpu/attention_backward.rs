@@ -2,13 +2,16 @@
 //!
 //! Probabilities are recomputed from the saved log-sum-exp (FlashAttention, 2205.14135, section 3.1). The unit of work
 //! is one key head of one sequence: it alone writes that head's gradients, meeting the query blocks in order, so the
-//! sums have one order whatever the number of threads.
+//! sums have one order whatever the number of threads. What sequences owe to a prefix that they share is kept apart and
+//! added up in their order.
 
 use super::CpuBackend;
-use super::attention::{KEY_BLOCK, query_block, stack_queries, visible};
+use super::attention::{Context, KEY_BLOCK, query_block, stack_queries, visible};
 use super::buffers::{Matrix, PackingTable, Vector};
 use super::check;
 use super::exp::exp;
+use super::memory::Block;
+use super::rows::add_into;
 use super::gemm::{MatMut, MatRef, Store, product};
 use super::simd::{dot, vectorized};
 use crate::contract::{AttentionShape, Result};
@@ -31,8 +34,6 @@ struct Inputs<'a> {
     shape: &'a AttentionShape,
     d_out: &'a [f32],
     q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
     out: &'a [f32],
     log_sum_exp: &'a [f32],
 }
@@ -40,11 +41,16 @@ struct Inputs<'a> {
 /// One key head of one sequence, and the rows of the gradients that are its own.
 struct Item<'a> {
     sequence: Range<usize>,
+    /// Positions before its rows.
+    shared: usize,
+    context: Context<'a>,
     kv: usize,
     /// `d_q[j]`: the rows of the group's head `j`.
     d_q: Vec<Vec<&'a mut [f32]>>,
     d_k: Vec<&'a mut [f32]>,
     d_v: Vec<&'a mut [f32]>,
+    /// What it owes to keys and values of the shared prefix, `[2, shared, head_dim]`.
+    d_prefix: &'a mut [f32],
 }
 
 /// The rows of every head, per sequence: `[sequence][head][row]`.
@@ -87,21 +93,27 @@ pub(crate) fn backward(
         shape,
         d_out: d_out.data(),
         q: q.data(),
-        k: k.data(),
-        v: v.data(),
         out: out.data(),
         log_sum_exp: log_sum_exp.data(),
     };
     let group = shape.heads / shape.kv_heads;
-    let d_q = split_heads(d_q, packing, shape.head_dim);
-    let d_k = split_heads(d_k, packing, shape.head_dim);
-    let d_v = split_heads(d_v, packing, shape.head_dim);
+    let of_head = 2 * packing.shared * shape.head_dim;
+    let of_sharing = packing.sequences().filter(|(_, shared)| *shared > 0).count() * shape.kv_heads * of_head;
+    let mut d_prefixes =
+        (of_sharing > 0).then(|| b.memory.take(of_sharing, "gradients of a shared prefix")).transpose()?;
+    let mut rest = d_prefixes.as_mut().map_or(&mut [][..], Block::as_mut_slice);
     let mut items = Vec::new();
-    for (((bounds, d_q), d_k), d_v) in packing.bounds.windows(2).zip(d_q).zip(d_k).zip(d_v) {
+    let by_sequence = split_heads(d_q, packing, shape.head_dim)
+        .into_iter()
+        .zip(split_heads(d_k, packing, shape.head_dim).into_iter().zip(split_heads(d_v, packing, shape.head_dim)));
+    for ((sequence, shared), (d_q, (d_k, d_v))) in packing.sequences().zip(by_sequence) {
+        let context = Context::packed(k, v, sequence.clone(), shared);
         let mut d_q = d_q.into_iter();
         for (kv, (d_k, d_v)) in d_k.into_iter().zip(d_v).enumerate() {
+            let d_prefix;
+            (d_prefix, rest) = rest.split_at_mut(2 * shared * shape.head_dim);
             let d_q = d_q.by_ref().take(group).collect();
-            items.push(Item { sequence: bounds[0]..bounds[1], kv, d_q, d_k, d_v });
+            items.push(Item { sequence: sequence.clone(), shared, context, kv, d_q, d_k, d_v, d_prefix });
         }
     }
     items.sort_by_key(|item| std::cmp::Reverse(item.sequence.len()));
@@ -110,7 +122,26 @@ pub(crate) fn backward(
     b.threads.with_parallelism(|all| {
         let parallelism = if few { all } else { Parallelism::None };
         b.threads.try_for_each(items, |item| one_head(b, parallelism, &inputs, item))
-    })
+    })?;
+    if let Some(d_prefixes) = &d_prefixes {
+        add_to_prefix(d_prefixes.as_slice(), packing.shared, shape, [d_k, d_v]);
+    }
+    Ok(())
+}
+
+/// Adds what the sequences owe to the prefix, `[sequences, kv_heads, 2, shared, head_dim]`, to its rows, in order.
+fn add_to_prefix(d_prefixes: &[f32], shared: usize, shape: &AttentionShape, to: [&mut Matrix; 2]) {
+    let (d, kv_heads) = (shape.head_dim, shape.kv_heads);
+    let [d_k, d_v] = to.map(Matrix::data_mut);
+    for (number, d_prefix) in d_prefixes.chunks_exact(2 * shared * d).enumerate() {
+        let kv = number % kv_heads;
+        let (of_keys, of_values) = d_prefix.split_at(shared * d);
+        for (gradient, part) in [(&mut *d_k, of_keys), (&mut *d_v, of_values)] {
+            for (row, part) in gradient.chunks_exact_mut(kv_heads * d).zip(part.chunks_exact(d)) {
+                add_into(&mut row[kv * d..][..d], part);
+            }
+        }
+    }
 }
 
 /// Elements of the scratch of one key head of a sequence of `length` rows: queries, gradients of context and queries,
@@ -124,8 +155,8 @@ pub(crate) fn scratch(shape: &AttentionShape, length: usize) -> [usize; 8] {
 
 fn one_head(b: &CpuBackend, parallelism: Parallelism, inputs: &Inputs<'_>, mut item: Item<'_>) -> Result<()> {
     let shape = inputs.shape;
-    let (d, group, length) = (shape.head_dim, shape.heads / shape.kv_heads, item.sequence.len());
-    let (q_cols, kv_cols) = (shape.heads * d, shape.kv_heads * d);
+    let (d, group, shared) = (shape.head_dim, shape.heads / shape.kv_heads, item.shared);
+    let (q_cols, length) = (shape.heads * d, shared + item.sequence.len());
     let most = query_block(shape).min(length);
     let [of_queries, of_d_context, of_d_queries, of_scores, of_d_scores, of_deltas, of_d_k, of_d_v] =
         scratch(shape, length);
@@ -136,10 +167,10 @@ fn one_head(b: &CpuBackend, parallelism: Parallelism, inputs: &Inputs<'_>, mut i
     let mut d_k = b.memory.take_zeros(of_d_k, "attention gradients")?;
     let mut d_v = b.memory.take_zeros(of_d_v, "attention gradients")?;
 
-    for first in (0..length).step_by(most) {
+    for first in (shared..length).step_by(most) {
         let count = most.min(length - first);
         let rows = group * count;
-        let row = item.sequence.start + first;
+        let row = item.sequence.start + first - shared;
         let block = row * q_cols..(row + count) * q_cols;
         stack_queries(
             shape,
@@ -159,13 +190,11 @@ fn one_head(b: &CpuBackend, parallelism: Parallelism, inputs: &Inputs<'_>, mut i
         }
 
         let keys = visible(shape, first).start..first + count;
-        for start in keys.clone().step_by(KEY_BLOCK) {
-            let width = KEY_BLOCK.min(keys.end - start);
+        for block in item.context.blocks(keys.clone()) {
+            let (start, width) = (block.start, block.len());
             let scores = &mut scores.as_mut_slice()[..rows * width];
             let d_scores = &mut d_scores.as_mut_slice()[..rows * width];
-            let offset = (item.sequence.start + start) * kv_cols + item.kv * d;
-            let k = MatRef::strided(&inputs.k[offset..], width, d, kv_cols);
-            let v = MatRef::strided(&inputs.v[offset..], width, d, kv_cols);
+            let [k, v] = item.context.at(&block, shape, item.kv);
             product(parallelism, MatMut::new(scores, rows, width), Store::Overwrite, 1.0, stacked, k.t());
             product(parallelism, MatMut::new(d_scores, rows, width), Store::Overwrite, 1.0, d_stacked, v.t());
             for stacked_row in 0..rows {
@@ -187,11 +216,14 @@ fn one_head(b: &CpuBackend, parallelism: Parallelism, inputs: &Inputs<'_>, mut i
             product(parallelism, d_queries, store, shape.scale, d_scores, k);
         }
         for (stacked_row, gradient) in d_queries.as_slice()[..rows * d].chunks_exact(d).enumerate() {
-            item.d_q[stacked_row / count][first + stacked_row % count].copy_from_slice(gradient);
+            item.d_q[stacked_row / count][first - shared + stacked_row % count].copy_from_slice(gradient);
         }
     }
-    for (rows, gradients) in [(item.d_k, &d_k), (item.d_v, &d_v)] {
-        rows.into_iter().zip(gradients.as_slice().chunks_exact(d)).for_each(|(row, part)| row.copy_from_slice(part));
+    let (of_keys, of_values) = item.d_prefix.split_at_mut(shared * d);
+    for (rows, of_prefix, gradients) in [(item.d_k, of_keys, &d_k), (item.d_v, of_values, &d_v)] {
+        let (before, own) = gradients.as_slice().split_at(shared * d);
+        of_prefix.copy_from_slice(before);
+        rows.into_iter().zip(own.chunks_exact(d)).for_each(|(row, part)| row.copy_from_slice(part));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Attention of new tokens to all before them, for decoding.
 
 use super::CpuBackend;
-use super::attention::{Tile, attend, query_block};
+use super::attention::{Context, Tile, attend, query_block};
 use super::buffers::Matrix;
 use super::check::{attention_shape, ensure, shape as check_matrix};
 use super::memory::Block;
@@ -58,11 +58,11 @@ pub(crate) fn forward(
     let before = cache.len;
     cache.append(k, v);
     let filled = ..cache.len * kv_cols;
-    let (keys, values) = (&cache.keys.as_slice()[filled], &cache.values.as_slice()[filled]);
+    let context = Context::new(&cache.keys.as_slice()[filled], &cache.values.as_slice()[filled]);
     let block = query_block(shape);
     let items = q.data().chunks(block * q_cols).zip(out.data_mut().chunks_mut(block * q_cols)).enumerate().collect();
     b.threads.try_for_each(items, |(index, (q, out)): (usize, (&[f32], &mut [f32]))| {
-        let tile = Tile { q, k: keys, v: values, first: before + index * block, count: q.len() / q_cols };
+        let tile = Tile { q, context, first: before + index * block, count: q.len() / q_cols };
         attend(&b.memory, Parallelism::None, shape, &tile, out, None)
     })
 }

@@ -37,6 +37,10 @@ impl Backend for CpuBackend {
         Ok(format!("cpu f32{weights}; {}", gemm::description()))
     }
 
+    fn shares_prefixes(&self) -> bool {
+        true
+    }
+
     /// Calls have taken effect when they return.
     fn synchronize(&self) -> Result<()> {
         Ok(())

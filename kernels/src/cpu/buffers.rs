@@ -4,6 +4,7 @@ use super::memory::Block;
 use crate::PackedLayout;
 use crate::contract::Result;
 use half::bf16;
+use std::ops::Range;
 
 /// A row-major f32 matrix.
 #[derive(Debug)]
@@ -80,14 +81,17 @@ pub struct PackingTable {
     pub(crate) positions: Vec<u32>,
     /// Sample of each row.
     pub(crate) samples: Vec<u64>,
+    /// Rows of the first sequence, which the others continue; 0 when each stands alone.
+    pub(crate) shared: usize,
 }
 
 impl PackingTable {
     pub(crate) fn new(layout: &PackedLayout) -> Result<Self> {
-        super::check::packing(layout)?;
+        super::check::packing(layout, true)?;
         let bounds: Vec<usize> = layout.bounds().iter().map(|&bound| bound as usize).collect();
         let sequences = bounds.len() - 1;
-        let mut table = Self { bounds, positions: Vec::new(), samples: Vec::new() };
+        let shared = layout.shared() as usize;
+        let mut table = Self { bounds, positions: Vec::new(), samples: Vec::new(), shared };
         for sequence in 0..sequences {
             let (start, end) = (table.bounds[sequence], table.bounds[sequence + 1]);
             let first = layout.first_positions()[sequence];
@@ -99,5 +103,11 @@ impl PackingTable {
 
     pub(crate) fn tokens(&self) -> usize {
         self.positions.len()
+    }
+
+    /// The rows of each sequence, and how many it shares before them.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let ranges = self.bounds.windows(2).map(|bounds| bounds[0]..bounds[1]);
+        ranges.map(|rows| (rows.clone(), if rows.start > 0 { self.shared } else { 0 }))
     }
 }

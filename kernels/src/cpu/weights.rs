@@ -3,6 +3,7 @@
 use super::CpuBackend;
 use super::check::length;
 use super::gemm::{MatRef, stretch};
+use super::optimizer::round_all;
 use super::simd::{dot, vectorized, widened_dot};
 use crate::contract::Result;
 use crate::storage::Storage;
@@ -60,7 +61,11 @@ impl Table {
         super::check::ensure(rows > 0 && cols > 0, operation, || format!("the weight is [{rows}, {cols}]"))?;
         let values = match storage {
             Storage::F32 => Values::F32(values.into()),
-            Storage::Bf16 => Values::Bf16(values.iter().copied().map(bf16::from_f32).collect()),
+            Storage::Bf16 => {
+                let mut rounded = vec![bf16::ZERO; values.len()];
+                round_all(values, &mut rounded);
+                Values::Bf16(rounded.into())
+            }
         };
         Ok(Self { values, rows, cols })
     }

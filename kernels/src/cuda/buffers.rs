@@ -98,7 +98,7 @@ pub struct Packing {
 
 impl Packing {
     pub(super) fn new(b: &CudaBackend, layout: &PackedLayout) -> Result<Self> {
-        check::packing(layout)?;
+        check::packing(layout, false)?;
         let (mut positions, mut sequence) = (Vec::new(), Vec::new());
         for (number, ends) in layout.bounds().windows(2).enumerate() {
             let length = (ends[1] - ends[0]) as usize;

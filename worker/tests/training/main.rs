@@ -15,6 +15,7 @@ mod memory;
 mod overlap;
 mod parity;
 mod resume;
+mod shared_prefix;
 mod skipping;
 mod support;
 mod whole_model;

@@ -116,7 +116,7 @@ pub struct Packing {
 
 impl Packing {
     pub(super) fn new(layout: &PackedLayout) -> Result<Self> {
-        check::packing(layout)?;
+        check::packing(layout, false)?;
         Ok(Self { layout: layout.clone(), positions: layout.positions() })
     }
 

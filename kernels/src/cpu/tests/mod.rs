@@ -1,5 +1,7 @@
 //! What the CPU backend promises beyond the contract: bits that depend on nothing, and bounded memory.
 
+mod shared_prefix;
+
 use super::CpuBackend;
 use crate::conformance::{Precision, Source, families};
 use crate::{AttentionShape, Backend, PackedLayout, Storage, Target};
