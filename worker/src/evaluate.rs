@@ -4,7 +4,7 @@ use crate::WorkerError;
 use crate::generate::{Limits, greedy};
 use crate::lora::Adapter;
 use crate::model::{Batch, Decoder, Pass, Rows};
-use crate::packed::{Packed, check_ids};
+use crate::packed::{Packed, Prefix, check_ids};
 use crate::progress::Progress;
 use crate::trainer::Trainer;
 use ballast_kernels::Backend;

@@ -101,9 +101,9 @@ impl<'a> Context<'a> {
     /// Positions in blocks, each within the prefix or behind it.
     pub(crate) fn blocks(&self, positions: Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
         let border = self.shared.clamp(positions.start, positions.end);
-        [positions.start..border, border..positions.end].into_iter().flat_map(|part| {
-            part.clone().step_by(KEY_BLOCK).map(move |start| start..(start + KEY_BLOCK).min(part.end))
-        })
+        [positions.start..border, border..positions.end]
+            .into_iter()
+            .flat_map(|part| part.clone().step_by(KEY_BLOCK).map(move |start| start..(start + KEY_BLOCK).min(part.end)))
     }
 
     /// Keys and values of one of [`Context::blocks`], of head `kv`.

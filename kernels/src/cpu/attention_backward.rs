@@ -10,9 +10,9 @@ use super::attention::{Context, KEY_BLOCK, query_block, stack_queries, visible};
 use super::buffers::{Matrix, PackingTable, Vector};
 use super::check;
 use super::exp::exp;
+use super::gemm::{MatMut, MatRef, Store, product};
 use super::memory::Block;
 use super::rows::add_into;
-use super::gemm::{MatMut, MatRef, Store, product};
 use super::simd::{dot, vectorized};
 use crate::contract::{AttentionShape, Result};
 use gemm::Parallelism;
@@ -89,13 +89,7 @@ pub(crate) fn backward(
     let queries = [("d_out", d_out), ("q", q), ("out", out), ("d_q", &*d_q)];
     let keys = [("k", k), ("v", v), ("d_k", &*d_k), ("d_v", &*d_v)];
     check::attention("attention_backward", shape, packing.tokens(), &queries, &keys, log_sum_exp.len())?;
-    let inputs = Inputs {
-        shape,
-        d_out: d_out.data(),
-        q: q.data(),
-        out: out.data(),
-        log_sum_exp: log_sum_exp.data(),
-    };
+    let inputs = Inputs { shape, d_out: d_out.data(), q: q.data(), out: out.data(), log_sum_exp: log_sum_exp.data() };
     let group = shape.heads / shape.kv_heads;
     let of_head = 2 * packing.shared * shape.head_dim;
     let of_sharing = packing.sequences().filter(|(_, shared)| *shared > 0).count() * shape.kv_heads * of_head;

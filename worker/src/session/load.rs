@@ -11,7 +11,7 @@ use crate::trainer::Trainer;
 use ballast_basemodel::{BaseModel, ModelSource};
 use ballast_kernels::cpu::{CpuBackend, CpuFootprint};
 use ballast_kernels::{Footprint, KernelError};
-use ballast_proto::v1::{self, NumericsFingerprint, RunSpec};
+use ballast_proto::v1::{NumericsFingerprint, RunSpec};
 use ballast_proto::{ErrorCode, Failure};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -65,7 +65,7 @@ fn on_cuda(
     let storage = crate::device::storage(run)?;
     let backend = CudaBackend::new(ordinal, storage)?;
     // Better now than when the others wait.
-    if run.workers > 1 && run.collective() != v1::Collective::Tcp {
+    if run.workers > 1 && run.collective() != ballast_proto::v1::Collective::Tcp {
         nccl::require()?;
         reachable_by_nccl(wishes.insecure, std::env::var(NCCL_INTERFACE).ok().as_deref())?;
     }
