@@ -186,10 +186,10 @@ else
 endif
 
 # Two JSON lines: the membership alone, and whole clusters; without a violation it ends with 0. The same seed makes the same histories.
-SIMULATED := BALLAST_SIMULATION_SEED=$(SEED) $(CARGO) test --locked --quiet --workspace --features ballast-cli/fault-points
+SIMULATED := BALLAST_SIMULATION_SEED=$(SEED) $(CARGO) test --locked --quiet --profile simulation
 simulate:
-	@BALLAST_SIMULATED_RUNS=$(or $(RUNS),20000) $(SIMULATED) --lib simulation -- --nocapture | grep '^{'
-	@BALLAST_SIMULATED_CLUSTERS=$(or $(CLUSTERS),$(RUNS),20000) $(SIMULATED) --test simulation clusters -- --nocapture | grep '^{'
+	@BALLAST_SIMULATED_RUNS=$(or $(RUNS),20000) $(SIMULATED) -p ballast-coordinator --lib simulation -- --nocapture | grep '^{'
+	@BALLAST_SIMULATED_CLUSTERS=$(or $(CLUSTERS),$(RUNS),20000) $(SIMULATED) -p ballast-e2e --test simulation clusters -- --nocapture | grep '^{'
 
 # As above: the same seed makes the same crashes.
 crash-points:

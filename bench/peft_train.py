@@ -108,6 +108,9 @@ def main():
         losses.append(loss.item())
         seconds.append(time.monotonic() - began)
         tokens.append(sum(len(s["ids"]) for s in batch))
+        if dist.is_initialized():
+            dist.all_reduce(loss)
+            losses[-1] = loss.item() / dist.get_world_size()
         if start == 0 and not (dist.is_initialized() and dist.get_rank()):
             print("first step done", file=sys.stderr, flush=True)
     if dist.is_initialized():

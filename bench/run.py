@@ -163,7 +163,7 @@ def training(arguments):
                           ("to_first_step", "s from process start to the end of the first step")]:
             report(f"training, {name} ({what})", median(ours, key, 1, 2), median(theirs[column], key, 1, 2), column)
         report(f"training, peak memory (PSS of all processes), GB ({what})", round(peak / 1e9, 3), median(peaks[column], "peak", 1e9, 3), column)
-    estimated = json.loads(run([arguments.ballast, "estimate", RUN_FILE, "--json"])[0])["process_bytes"]
+    estimated = json.loads(run([arguments.ballast, "estimate", RUN_FILE, "--json"], environment=variables({**settings, "cluster.threads": THREADS}))[0])["process_bytes"]
     report("peak memory of coordinator and worker, GB, beside the estimate for the worker", round(peak / 1e9, 3), round(estimated / 1e9, 3),
            "`ballast estimate`")
 

@@ -7,6 +7,7 @@ use ballast_e2e::cluster;
 use ballast_e2e::tiny::{Scene, play};
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// Where the manifests mount the files of `ballast certs`.
@@ -32,24 +33,31 @@ fn secrets(scene: &Scene) -> Result<[String; 2]> {
     let certs = scene.ballast("certs").args(["--out", "certs", "--host", "coordinator"]).output()?;
     ensure!(certs.status.success(), "{}", String::from_utf8_lossy(&certs.stderr));
     let kustomization = manifest("kustomization.yaml")?;
-    let mount = |secret: &str| -> Result<String> {
+    let mount = |secret: &str, manifest_of: &str| -> Result<String> {
+        let mode = manifest(manifest_of)?;
+        let mode = mode.lines().find_map(|line| line.trim().strip_prefix("defaultMode: ")).context("no mode")?;
+        let mode = fs::Permissions::from_mode(u32::from_str_radix(mode, 8)?);
         let directory = scene.path(secret);
         fs::create_dir(&directory)?;
         for file in mounted(&kustomization, secret)? {
-            fs::copy(scene.path("certs").join(&file), directory.join(&file)).with_context(|| file.clone())?;
+            let copy = directory.join(&file);
+            fs::copy(scene.path("certs").join(&file), &copy).with_context(|| file.clone())?;
+            fs::set_permissions(&copy, mode.clone())?;
         }
         Ok(directory.display().to_string())
     };
-    Ok([mount("coordinator-security")?, mount("worker-security")?])
+    Ok([mount("coordinator-security", "coordinator.yaml")?, mount("worker-security", "worker.yaml")?])
 }
 
-/// The arguments of a manifest that concern the connection, for files that lie elsewhere and a coordinator on this machine.
+/// The options of a manifest, for files that lie elsewhere and a coordinator and workers on this machine.
 fn arguments(manifest: &str, mount: &str, url: &str) -> Vec<String> {
     let listed = manifest.lines().filter_map(|line| line.trim().strip_prefix("- --"));
-    let of_connection = listed.filter(|word| word.contains(MOUNTED) || word.starts_with("coordinator="));
-    let here = |word: &str| word.replace(MOUNTED, mount).replace(SERVICE, url).replace("https://localhost:7070", url);
+    let here = |word: &str| {
+        let word = word.replace(MOUNTED, mount).replace(SERVICE, url).replace("https://localhost:7070", url);
+        word.replace("0.0.0.0:7071", "127.0.0.1:0").replace("$(POD_IP):7071", "127.0.0.1")
+    };
     // The probe stands once, under an anchor.
-    let distinct: BTreeSet<String> = of_connection.map(|word| format!("--{}", here(word))).collect();
+    let distinct: BTreeSet<String> = listed.map(|word| format!("--{}", here(word))).collect();
     distinct.into_iter().collect()
 }
 

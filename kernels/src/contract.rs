@@ -9,7 +9,7 @@ pub(crate) type Result<T> = std::result::Result<T, KernelError>;
 /// A device and the operations that LoRA training of a decoder needs.
 ///
 /// # Buffers
-/// Buffers belong to the backend that made them and return to its pool when dropped. Matrices are row-major.
+/// Buffers belong to the backend that made them and return to its memory when dropped. Matrices are row-major.
 /// `T` is the number of tokens of a micro-batch, `H` the hidden size, `N` a number of loss positions.
 /// An output (`&mut`) is overwritten unless the operation says that it adds. Operands never alias.
 ///

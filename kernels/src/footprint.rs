@@ -37,10 +37,10 @@ pub trait Footprint: Debug + Send + Sync + 'static {
     /// What exact sums keep of the segments of a vector of `elements` elements.
     fn segments(&self, elements: usize, segments: usize) -> usize;
 
-    /// [`crate::Backend::linear`] with a low-rank path.
+    /// [`crate::Backend::linear`] with a low-rank path; with one of rank 0, without any.
     fn linear(&self, path: &LowRank) -> Vec<usize>;
 
-    /// [`crate::Backend::linear_backward`] with a low-rank path.
+    /// [`crate::Backend::linear_backward`], likewise.
     fn linear_backward(&self, path: &LowRank) -> Vec<usize>;
 
     /// [`crate::Backend::attention`] over one sequence of `tokens` tokens: no packing of as many takes more.

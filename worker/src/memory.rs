@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::state::TrainingState;
 use crate::sums::StepSums;
 use ballast_basemodel::Architecture;
-use ballast_kernels::cpu::{CpuBackend, CpuFootprint};
+use ballast_kernels::cpu::CpuFootprint;
 use ballast_kernels::dry_run::DryRun;
 use ballast_kernels::{Backend, Footprint, KernelError, PackedLayout};
 use ballast_proto::v1::{Reduction, RunSpec};
@@ -43,7 +43,7 @@ pub struct MemoryEstimate {
     pub kept: usize,
     /// What forward pass, output head or backward pass have beyond that, whichever has most.
     pub transient: usize,
-    /// Room between buffers in the slab that activations lie in (CUDA).
+    /// Room between buffers in the slab that activations lie in.
     pub gaps: usize,
     /// Copies of the training state that wait for their upload as a checkpoint, and the files made of one: in host memory.
     pub copies: usize,
@@ -67,7 +67,7 @@ const MOMENTS_AND_PARAMETERS: usize = 3;
 /// Share of the slab that is added for micro-batches that are smaller but fit less well.
 const MARGIN: usize = 32;
 
-/// What a run takes on a device that need not be there: on `device`, or on that of the run.
+/// What a run takes on a device that need not be there; on the CPU, with so many threads.
 ///
 /// # Errors
 /// [`WorkerError::RunSpec`] for a run that cannot be trained, and where this `ballast` was built without CUDA for a device of
@@ -75,13 +75,11 @@ const MARGIN: usize = 32;
 pub fn of_run(
     run: &RunSpec,
     architecture: &Architecture,
-    device: Option<Device>,
+    device: Device,
+    threads: usize,
 ) -> Result<MemoryEstimate, WorkerError> {
-    match device.unwrap_or_else(|| Device::of_run(run.device())) {
-        Device::Cpu => {
-            let threads = CpuBackend::threads_that_serve(run.threads as usize);
-            estimate_run(CpuFootprint { threads, weights: crate::device::storage(run)? }, architecture, run)
-        }
+    match device {
+        Device::Cpu => estimate_run(CpuFootprint { threads, weights: crate::device::storage(run)? }, architecture, run),
         Device::Cuda(_) => on_cuda(run, architecture),
     }
 }
@@ -177,7 +175,7 @@ fn forward_backward<F: Footprint>(
 }
 
 impl MemoryEstimate {
-    /// Bytes of the slab that activations lie in: what the CUDA backend is to reserve.
+    /// Bytes of the slab that activations lie in: what a backend is to reserve.
     #[must_use]
     pub fn activations(&self) -> usize {
         self.kept + self.transient + self.gaps

@@ -1,21 +1,28 @@
 //! `ballast estimate`
 
 use crate::args::EstimateArgs;
+use crate::failure::coded;
 use crate::screen::{self, Screen};
 use crate::setup;
 use anyhow::Context;
+use ballast_basemodel::Architecture;
+use ballast_coordinator::server::{self, ModelInfo, RunData};
 use ballast_proto::exit;
+use ballast_proto::v1::RunSpec;
 use ballast_worker::Device;
 use ballast_worker::memory::{self, MemoryEstimate, Size};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
 pub(super) fn run(args: &EstimateArgs, screen: &Screen) -> anyhow::Result<u8> {
-    let options = setup::start_options(setup::resolve(&args.file, false)?, screen)?;
-    let architecture = options.model.architecture.clone();
-    let spec = options.into_spec()?;
+    let resolved = setup::resolve(&args.file, false)?;
+    let model = setup::open_model(&resolved.run, screen)?;
+    let prepared = setup::prepare(&resolved.run, &model, screen)?;
+    let (model, data) = (ModelInfo::of(&model)?, RunData::of(&prepared));
+    let architecture = model.architecture.clone();
+    let spec = server::spec(&resolved, model, data)?;
     let device = args.device.unwrap_or_else(|| Device::of_run(spec.device()));
-    let estimate = memory::of_run(&spec, &architecture, Some(device))?;
+    let estimate = of_worker(&spec, &architecture, device)?;
     let text = if args.json {
         let json = as_json(&estimate, device, spec.workers);
         serde_json::to_string_pretty(&json).context("the estimate as JSON")? + "\n"
@@ -24,6 +31,31 @@ pub(super) fn run(args: &EstimateArgs, screen: &Screen) -> anyhow::Result<u8> {
     };
     screen::print(&text)?;
     Ok(exit::DONE)
+}
+
+/// What each worker takes on this device. Where the run says nothing of threads, it has its share of this machine's cores.
+fn of_worker(spec: &RunSpec, architecture: &Architecture, device: Device) -> anyhow::Result<MemoryEstimate> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = match spec.threads as usize {
+        0 => cores.div_ceil(spec.workers.max(1) as usize),
+        threads => threads,
+    };
+    memory::of_run(spec, architecture, device, threads).map_err(coded)
+}
+
+/// One line about the memory of each worker of a run, for who is about to start it.
+pub(super) fn headline(spec: &RunSpec, architecture: &Architecture) -> String {
+    let device = Device::of_run(spec.device());
+    match of_worker(spec, architecture, device) {
+        Ok(estimate) if device == Device::Cpu => {
+            format!("memory: about {} a worker (`ballast estimate` tells what for)", Size(estimate.process()))
+        }
+        Ok(estimate) => {
+            format!("memory: about {} of each device (`ballast estimate` tells what for)", Size(estimate.total()))
+        }
+        // The workers will meet it too, and say so.
+        Err(error) => format!("memory: not estimated: {error}"),
+    }
 }
 
 /// A part of the memory and its bytes.

@@ -1,5 +1,6 @@
 //! `ballast train`: a coordinator and its local workers on this machine.
 
+use super::estimate;
 use crate::args::TrainArgs;
 use crate::progress::Presenter;
 use crate::screen::Screen;
@@ -7,8 +8,6 @@ use crate::supervise::{LocalWorkers, reachable};
 use crate::{setup, summary, watch};
 use ballast_coordinator::security::LocalAccess;
 use ballast_coordinator::server::{Coordinator, Started};
-use ballast_proto::{Coded, Failure};
-use ballast_worker::memory::{self, Size};
 use std::net::Ipv4Addr;
 
 pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
@@ -25,9 +24,7 @@ pub(super) fn run(args: &TrainArgs, screen: &Screen) -> anyhow::Result<u8> {
             Started::Running(coordinator) => coordinator,
             Started::Finished(outcome) => return Ok(outcome),
         };
-        let memory = memory::of_run(coordinator.spec(), &architecture, None)
-            .map_err(|e| Failure::new(e.code(), e.to_string()))?;
-        screen.note(&format!("memory: about {} a worker (`ballast estimate` tells what for)", Size(memory.process())));
+        screen.note(&estimate::headline(coordinator.spec(), &architecture));
         let logs = run.run.dir.join("logs");
         let workers = LocalWorkers::spawn(&run.cluster, coordinator.local_addr(), &access, &logs)?;
         watch::follow(coordinator, workers, Presenter::new(screen.clone(), run.observe.log_every)).await

@@ -104,6 +104,14 @@ fn sequences(samples: &[Sample]) -> Vec<Sequence> {
         .collect()
 }
 
+/// What every worker of a run would be told, for who wants to know without starting it.
+///
+/// # Errors
+/// What [`super::Coordinator::start`] refuses of a plan.
+pub fn spec(resolved: &Resolved, model: ModelInfo, data: RunData) -> Result<RunSpec, Failure> {
+    Ok(Blueprint::new(resolved, model, data, String::new())?.spec(0))
+}
+
 /// What a run is, fixed for its whole life.
 pub(super) struct Blueprint {
     pub(super) run: RunFile,

@@ -38,7 +38,7 @@ mod transfer;
 mod untrusted;
 mod visitor;
 
-pub use blueprint::{Decode, ModelInfo, RunData};
+pub use blueprint::{Decode, ModelInfo, RunData, spec};
 pub use finish::RunOutcome;
 pub use incoming::Listener;
 pub use limits::Limits;
@@ -95,16 +95,6 @@ pub struct StartOptions {
     pub security: Security,
     /// What its callers may take of it.
     pub limits: Limits,
-}
-
-impl StartOptions {
-    /// What every worker of the run would be told.
-    ///
-    /// # Errors
-    /// What [`Coordinator::start`] refuses of a plan.
-    pub fn into_spec(self) -> Result<RunSpec, Failure> {
-        Ok(Blueprint::new(&self.resolved, self.model, self.data, self.binary_sha256)?.spec(0))
-    }
 }
 
 /// What starting led to.

@@ -9,7 +9,7 @@ use super::check::{below, length, shape};
 use super::exp::ln;
 use super::gemm::{MatMut, MatRef, Store, product};
 use super::linear::{add_base_gradient, base};
-use super::weights::FrozenLinear;
+use super::weights::{FrozenLinear, RowsAre};
 use crate::contract::Result;
 
 /// Most bytes of logits at a time (but never less than one row).
@@ -124,7 +124,7 @@ fn product_with_head(
             Store::Add
         }
     };
-    head.weight.in_stretches(b, |of_weight, weight| {
+    head.weight.in_stretches(b, RowsAre::Columns, |of_weight, weight| {
         b.threads.with_parallelism(|parallelism| {
             let logits = MatMut::strided(&mut logits[of_weight.start..], rows, of_weight.len(), stride);
             product(parallelism, logits, store, 1.0, hidden, weight.t());

@@ -8,7 +8,7 @@ use super::buffers::{Matrix, PackingTable, Vector};
 use super::check::{self, length, shape};
 use super::dropout::Mask;
 use super::gemm::{MatMut, MatRef, Store, product};
-use super::weights::FrozenLinear;
+use super::weights::{FrozenLinear, RowsAre};
 use crate::contract::{LoraPath, Result, Target};
 use gemm::Parallelism;
 
@@ -91,7 +91,7 @@ pub(crate) fn base(backend: &CpuBackend, x: &[f32], rows: usize, weight: &Frozen
             Store::Add
         }
     };
-    weight.weight.in_stretches(backend, |of_weight, stretch| {
+    weight.weight.in_stretches(backend, RowsAre::Columns, |of_weight, stretch| {
         backend.threads.with_parallelism(|parallelism| {
             let y = MatMut::strided(&mut y[of_weight.start..], rows, of_weight.len(), out);
             product(parallelism, y, store, 1.0, MatRef::new(x, rows, inp), stretch.t());
@@ -183,7 +183,7 @@ pub(crate) fn add_base_gradient(
     d_x: &mut [f32],
 ) -> Result<()> {
     let inp = weight.inp();
-    weight.weight.in_stretches(backend, |of_weight, stretch| {
+    weight.weight.in_stretches(backend, RowsAre::Terms, |of_weight, stretch| {
         let store = if of_weight.start == 0 { store } else { Store::Add };
         backend.threads.with_parallelism(|parallelism| {
             let d_y = MatRef::strided(&d_y[of_weight.start..], rows, of_weight.len(), stride);

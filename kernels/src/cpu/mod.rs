@@ -65,12 +65,6 @@ impl CpuBackend {
         Ok(Self { storage, threads: threads::Threads::new(threads)?, memory: Arc::default() })
     }
 
-    /// As many threads as a backend of `threads` has: 0 stands for all cores that the process may use.
-    #[must_use]
-    pub fn threads_that_serve(threads: usize) -> usize {
-        threads::count(threads)
-    }
-
     /// Sizes of its memory.
     #[must_use]
     pub fn footprint(&self) -> CpuFootprint {

@@ -92,9 +92,14 @@ impl Table {
         }
     }
 
-    /// Hands all rows to `work` as f32, in order: at once where they are f32, and else in stretches, widened. The stretches
-    /// are those in which a product along the rows cuts its sums, so that bf16 gives the bits of the same values as f32.
-    pub(crate) fn in_stretches(&self, b: &CpuBackend, mut work: impl FnMut(Range<usize>, MatRef<'_>)) -> Result<()> {
+    /// Hands all rows to `work` as f32, in order: at once where they are f32, and else in stretches, widened, which are such
+    /// that bf16 gives the bits of the same values as f32.
+    pub(crate) fn in_stretches(
+        &self,
+        b: &CpuBackend,
+        rows_are: RowsAre,
+        mut work: impl FnMut(Range<usize>, MatRef<'_>),
+    ) -> Result<()> {
         let values = match &self.values {
             Values::F32(values) => {
                 work(0..self.rows, MatRef::new(values, self.rows, self.cols));
@@ -102,10 +107,8 @@ impl Table {
             }
             Values::Bf16(values) => values,
         };
-        let length = stretch(self.rows);
         let mut scratch = b.memory.take(widened(self.rows, self.cols), "widened weights")?;
-        for first in (0..self.rows).step_by(length) {
-            let rows = first..(first + length).min(self.rows);
+        for rows in stretches(self.rows, rows_are) {
             let narrow = &values[self.elements(rows.clone())];
             let wide = &mut scratch.as_mut_slice()[..narrow.len()];
             let piece = b.threads.rows_per_piece(rows.len(), self.cols) * self.cols;
@@ -117,9 +120,36 @@ impl Table {
     }
 }
 
-/// Elements that [`Table::in_stretches`] has at a time of a table of bf16.
+/// What the rows of a table are to a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowsAre {
+    /// Columns of its result.
+    Columns,
+    /// What it sums over.
+    Terms,
+}
+
+/// Columns of a product from which on it takes no path for small results, however many rows it has.
+const NOT_SMALL: usize = 257;
+
+/// Rows in stretches. Where they are terms, these are the stretches in which a product cuts its sums anyway. Where they are
+/// columns, none is so short that it would be computed otherwise than as a part of the whole.
+fn stretches(rows: usize, rows_are: RowsAre) -> impl Iterator<Item = Range<usize>> {
+    let (length, mut first) = (stretch(rows), 0);
+    std::iter::from_fn(move || {
+        let mut end = (first + length).min(rows);
+        if rows_are == RowsAre::Columns && rows - end < NOT_SMALL {
+            end = rows;
+        }
+        let stretch = first..end;
+        first = end;
+        (!stretch.is_empty()).then_some(stretch)
+    })
+}
+
+/// Elements that [`Table::in_stretches`] has at a time of a table of bf16, at most.
 pub(crate) fn widened(rows: usize, cols: usize) -> usize {
-    stretch(rows).min(rows) * cols
+    rows.min(stretch(rows) + NOT_SMALL) * cols
 }
 
 /// A frozen linear layer: `weight: [out, in]`.
@@ -169,5 +199,26 @@ impl RotaryTable {
 
     pub(crate) fn positions(&self) -> usize {
         self.cos.len() / self.half
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stretches_tile_the_rows_and_none_of_columns_is_short() {
+        for rows in (1..3000).chain([16_385, 49_152, 49_153, 262_208]) {
+            for rows_are in [RowsAre::Columns, RowsAre::Terms] {
+                let mut end = 0;
+                for stretch in stretches(rows, rows_are) {
+                    assert!(stretch.start == end && stretch.len() <= widened(rows, 1), "{rows}: {stretch:?}");
+                    let whole = stretch == (0..rows);
+                    assert!(whole || rows_are == RowsAre::Terms || stretch.len() >= NOT_SMALL, "{rows}: {stretch:?}");
+                    end = stretch.end;
+                }
+                assert_eq!(end, rows);
+            }
+        }
     }
 }

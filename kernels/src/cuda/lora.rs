@@ -65,12 +65,18 @@ fn d_down_bytes(rows: usize, rank: usize) -> usize {
 
 /// Bytes of the buffers that [`forward`] has at once.
 pub(super) fn forward_scratch(path: &LowRank) -> Vec<usize> {
+    if path.rank == 0 {
+        return Vec::new();
+    }
     vec![partial_bytes(path.rows, path.inp, path.rank)]
 }
 
 /// Bytes of the buffers that [`backward`] has at once, when it has most.
 pub(super) fn backward_scratch(path: &LowRank) -> Vec<usize> {
     let LowRank { rows, inp, out, rank, .. } = *path;
+    if rank == 0 {
+        return Vec::new();
+    }
     let partial = [(out, rows), (rows, out), (inp, rows)].map(|(side, k)| partial_bytes(side, k, rank));
     vec![d_down_bytes(rows, rank), partial.into_iter().max().unwrap_or(0)]
 }

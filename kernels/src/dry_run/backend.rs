@@ -13,6 +13,11 @@ fn low_rank<F: Footprint>(x: &Matrix, weight: &Linear, path: &LoraPath<'_, DryRu
     LowRank { rows: x.rows, inp: weight.weight.cols, out: weight.weight.rows, rank: path.rank, drops }
 }
 
+/// The layer by itself.
+fn unadapted(x: &Matrix, weight: &Linear) -> LowRank {
+    LowRank { rows: x.rows, inp: weight.weight.cols, out: weight.weight.rows, rank: 0, drops: false }
+}
+
 impl<F: Footprint> Backend for DryRun<F> {
     type Activations = Matrix;
     type Reals = Vector;
@@ -168,7 +173,8 @@ impl<F: Footprint> Backend for DryRun<F> {
         lora: Option<(&LoraPath<'_, Self>, &mut Vector)>,
         _: &mut Matrix,
     ) -> Result<()> {
-        lora.map_or(Ok(()), |(path, _)| self.scratch(&self.footprint.linear(&low_rank(x, weight, path))))
+        let path = lora.map_or_else(|| unadapted(x, weight), |(path, _)| low_rank(x, weight, path));
+        self.scratch(&self.footprint.linear(&path))
     }
 
     fn linear_backward(
@@ -179,7 +185,8 @@ impl<F: Footprint> Backend for DryRun<F> {
         lora: Option<(&LoraPath<'_, Self>, &Vector, &mut Vector)>,
         _: Option<Target<'_, Matrix>>,
     ) -> Result<()> {
-        lora.map_or(Ok(()), |(path, ..)| self.scratch(&self.footprint.linear_backward(&low_rank(x, weight, path))))
+        let path = lora.map_or_else(|| unadapted(x, weight), |(path, ..)| low_rank(x, weight, path));
+        self.scratch(&self.footprint.linear_backward(&path))
     }
 
     fn rotary(&self, _: &mut Matrix, _: usize, _: &[Held; 2], _: &Vector, _: Direction) -> Result<()> {

@@ -114,6 +114,20 @@ fn the_estimate_is_what_a_step_takes() {
     }
 }
 
+/// Weights that have no adapter are widened too.
+#[test]
+fn one_target_in_bf16_is_estimated_too() {
+    for (target, architecture) in [("q_proj", &architectures()[0]), ("down_proj", &architectures()[1])] {
+        let run = run(&[target], 0.0, false);
+        let sequences = [sample(1, 40, 10, architecture.vocab_size)];
+        let (threads, weights) = (1, Storage::Bf16);
+        let backend = CpuBackend::with_weights(threads, weights).unwrap();
+        let footprint = CpuFootprint { threads, weights };
+        let (estimate, measured) = compare(backend, footprint, OF_CPU, architecture, &run, &sequences);
+        assert_close(target, estimate.kept + estimate.transient, measured.passing);
+    }
+}
+
 /// Many short sequences on several threads take no more than one long one is said to.
 #[test]
 fn no_packing_takes_more() {

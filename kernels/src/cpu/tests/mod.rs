@@ -171,7 +171,9 @@ fn of_weights(
 fn weights_in_bf16_give_the_bits_of_the_rounded_weights() {
     let f32s = CpuBackend::new(2).unwrap();
     let bf16s = [1, 2, 3].map(|threads| CpuBackend::with_weights(threads, Storage::Bf16).unwrap());
-    for (rows, inp, out) in [(1, 576, 192), (1, 33, 700), (7, 65, 31), (130, 64, 513), (40, 300, 1030), (9, 40, 5000)] {
+    for (rows, inp, out) in
+        [(1, 576, 192), (1, 33, 700), (7, 65, 31), (130, 64, 513), (40, 300, 1030), (9, 40, 5000), (40, 24, 16_385)]
+    {
         let mut source = Source::new(5);
         let (weight, bias) = (source.floats(out * inp, 0.1), source.floats(out, 0.5));
         let rounded: Vec<f32> = weight.iter().map(|&w| half::bf16::from_f32(w).to_f32()).collect();

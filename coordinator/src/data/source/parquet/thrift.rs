@@ -140,11 +140,13 @@ impl<R: Read> Compact<R> {
             }
             LIST | SET => {
                 let (kind, length) = self.list_header()?;
+                refuse_endless(kind, length)?;
                 (0..length).try_for_each(|_| self.skip(kind, below))
             }
             MAP => {
                 let length = self.length()?;
                 let kinds = if length > 0 { self.byte()? } else { 0 };
+                [kinds >> 4, kinds & 0xF].into_iter().try_for_each(|kind| refuse_endless(kind, length))?;
                 (0..length).try_for_each(|_| {
                     self.skip(kinds >> 4, below)?;
                     self.skip(kinds & 0xF, below)
@@ -163,6 +165,38 @@ impl<R: Read> Compact<R> {
     }
 }
 
+/// Booleans in a collection take no bytes here, so nothing would bound how many there are. No file has any.
+fn refuse_endless(kind: u8, length: u32) -> io::Result<()> {
+    if length > 0 && matches!(kind, TRUE | FALSE) { Err(malformed("a collection of booleans")) } else { Ok(()) }
+}
+
 fn malformed(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what} is malformed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A structure with one field, which nobody wants.
+    fn skipped(field: &[u8]) -> io::Result<()> {
+        let bytes = [field, &[0]].concat();
+        Compact::new(&bytes[..]).structure(&mut |_, _| Ok(Visit::Skip))
+    }
+
+    #[test]
+    fn what_takes_no_bytes_cannot_be_many() {
+        let most = [0xFF, 0xFF, 0xFF, 0xFF, 0x07];
+        let of_booleans = [&[0x19, 0xF0 | TRUE][..], &most].concat();
+        let of_such_lists = [&[0x19, 0xF0 | LIST][..], &most, &[0xF0 | FALSE], &most].concat();
+        let map = [&[0x10 | MAP][..], &most, &[TRUE << 4 | FALSE]].concat();
+        for field in [of_booleans, of_such_lists, map] {
+            let error = skipped(&field).unwrap_err();
+            assert!(error.to_string().contains("booleans"), "{error}");
+        }
+        // None at all, a boolean by itself, and a list of what has bytes.
+        for field in [&[0x19, TRUE][..], &[0x10 | TRUE], &[0x19, 0x20 | BYTE, 7, 8]] {
+            skipped(field).unwrap();
+        }
+    }
 }
