@@ -151,7 +151,7 @@ mod tests {
         let shared = |sequences: &[Sequence]| shared_prefix(sequences);
         let same = sequence(&[1, 2, 3], &[]);
         assert_eq!(shared(&[same.clone(), same.clone()]), 2);
-        assert_eq!(shared(&[same.clone()]), 0, "nothing is saved");
+        assert_eq!(shared(std::slice::from_ref(&same)), 0, "nothing is saved");
         assert_eq!(shared(&[]), 0);
         assert_eq!(shared(&[same.clone(), sequence(&[2, 2, 3], &[])]), 0);
         assert_eq!(shared(&[same.clone(), sequence(&[1], &[])]), 0);

@@ -110,7 +110,7 @@ pub enum Started {
 #[derive(Debug)]
 pub struct Coordinator {
     address: SocketAddr,
-    spec: RunSpec,
+    spec: Box<RunSpec>,
     commands: mpsc::Sender<Command>,
     events: broadcast::Receiver<RunEvent>,
     progress: watch::Receiver<Progress>,
@@ -226,7 +226,7 @@ impl Coordinator {
             limits,
         };
         let server = tokio::spawn(services.serve(listener, shutdown.clone()));
-        let spec = blueprint.spec(epoch);
+        let spec = Box::new(blueprint.spec(epoch));
         let outcome = tokio::spawn(async move {
             let grace = Duration::from_millis(blueprint.run.cluster.lease_ms);
             let ended = control.run(inbox).await;
