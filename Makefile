@@ -43,7 +43,7 @@ help:
 	@echo 'make scale          what many workers take of the coordinator, and how long they wait for it: WORKERS=N simulated ones'
 	@echo '                    (250, 1000 and 4000, with the growth), one JSON object a line'
 	@echo 'make simulate       the membership alone, then coordinator and workers as they are, on simulated machines where everything goes'
-	@echo '                    wrong: RUNS=N histories of each (20000; the second: CLUSTERS=N), from seed SEED=S (1)'
+	@echo '                    wrong: RUNS=N histories of each (20000; the second: CLUSTERS=N), from seed SEED=S (1); builds for some minutes'
 	@echo 'make crash-points   crash a simulated disk after every operation of random histories, and start again on what is left:'
 	@echo '                    RUNS=N crash points (10000), from seed SEED=S (1)'
 	@echo 'make s3-server      a server that speaks S3, for the tests of remote stores: prints what BALLAST_TEST_S3 must be'
