@@ -275,7 +275,7 @@ fn tail(path: &Path, start: u64) -> io::Result<Vec<String>> {
 }
 
 /// Threads of worker `number` out of `count` on `cores` cores: all cores, as evenly as can be, at least one each.
-fn share(cores: usize, count: usize, number: usize) -> usize {
+pub(crate) fn share(cores: usize, count: usize, number: usize) -> usize {
     (cores / count + usize::from(number < cores % count)).max(1)
 }
 

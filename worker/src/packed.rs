@@ -148,17 +148,16 @@ mod tests {
 
     #[test]
     fn a_prefix_leaves_something_to_each_and_must_be_worth_it() {
-        let shared = |sequences: &[Sequence]| shared_prefix(sequences);
         let same = sequence(&[1, 2, 3], &[]);
-        assert_eq!(shared(&[same.clone(), same.clone()]), 2);
-        assert_eq!(shared(std::slice::from_ref(&same)), 0, "nothing is saved");
-        assert_eq!(shared(&[]), 0);
-        assert_eq!(shared(&[same.clone(), sequence(&[2, 2, 3], &[])]), 0);
-        assert_eq!(shared(&[same.clone(), sequence(&[1], &[])]), 0);
+        assert_eq!(shared_prefix(&[same.clone(), same.clone()]), 2);
+        assert_eq!(shared_prefix(std::slice::from_ref(&same)), 0, "nothing is saved");
+        assert_eq!(shared_prefix(&[]), 0);
+        assert_eq!(shared_prefix(&[same.clone(), sequence(&[2, 2, 3], &[])]), 0);
+        assert_eq!(shared_prefix(&[same.clone(), sequence(&[1], &[])]), 0);
         let begins = |length: usize| Sequence { token_ids: [vec![1], vec![2; length - 1]].concat(), ..same.clone() };
         let other = |length: usize| Sequence { token_ids: [vec![1], vec![3; length - 1]].concat(), ..same.clone() };
-        assert_eq!(shared(&[begins(16), other(16)]), 1);
-        assert_eq!(shared(&[begins(16), other(17)]), 0);
+        assert_eq!(shared_prefix(&[begins(16), other(16)]), 1);
+        assert_eq!(shared_prefix(&[begins(16), other(17)]), 0);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::args::EstimateArgs;
 use crate::failure::coded;
 use crate::screen::{self, Screen};
 use crate::setup;
+use crate::supervise::share;
 use anyhow::Context;
 use ballast_basemodel::Architecture;
 use ballast_coordinator::server::{self, ModelInfo, RunData};
@@ -33,11 +34,12 @@ pub(super) fn run(args: &EstimateArgs, screen: &Screen) -> anyhow::Result<u8> {
     Ok(exit::DONE)
 }
 
-/// What each worker takes on this device. Where the run says nothing of threads, it has its share of this machine's cores.
+/// What each worker takes on this device, at most. Where the run says nothing of threads, workers share this machine's cores as
+/// those of `ballast train` do.
 fn of_worker(spec: &RunSpec, architecture: &Architecture, device: Device) -> anyhow::Result<MemoryEstimate> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = match spec.threads as usize {
-        0 => cores.div_ceil(spec.workers.max(1) as usize),
+        0 => share(cores, spec.workers.max(1) as usize, 0),
         threads => threads,
     };
     memory::of_run(spec, architecture, device, threads).map_err(coded)

@@ -78,9 +78,10 @@ impl Footprint for CpuFootprint {
 
     fn linear(&self, path: &LowRank) -> Vec<usize> {
         let piece = linear::MASKED_ROWS.min(path.rows);
-        let masked = match path.drops {
-            true => self.each_thread(path.rows.div_ceil(piece), &[bytes(piece * path.inp)]),
-            false => Vec::new(),
+        let masked = if path.drops {
+            self.each_thread(path.rows.div_ceil(piece), &[bytes(piece * path.inp)])
+        } else {
+            Vec::new()
         };
         larger(self.widened(path.out, path.inp), masked)
     }

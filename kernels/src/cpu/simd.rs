@@ -8,6 +8,12 @@ use half::bf16;
 /// Lanes of a sum. One AVX-512 register; wider than needed elsewhere, which costs nothing.
 pub(crate) const LANES: usize = 16;
 
+/// The f32 of the same value.
+#[inline(always)]
+pub(crate) fn wide(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
 /// Adds lanes pairwise: a fixed tree.
 #[inline(always)]
 pub(crate) fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
@@ -65,11 +71,11 @@ vectorized! {
         let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
         for (a, b) in a.iter().zip(b) {
             for lane in 0..LANES {
-                lanes[lane] += a[lane] * f32::from_bits(u32::from(b[lane].to_bits()) << 16);
+                lanes[lane] += a[lane] * wide(b[lane]);
             }
         }
         for (lane, (a, b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
-            *lane += a * f32::from_bits(u32::from(b.to_bits()) << 16);
+            *lane += a * wide(*b);
         }
         add_lanes(lanes)
     }

@@ -10,14 +10,6 @@ const WORTH_A_THREAD: usize = 1 << 15;
 /// Pieces a thread, so that a thread that the system holds up can be helped out.
 const PIECES_PER_THREAD: usize = 3;
 
-/// Threads of a pool of `asked`; 0 is all that the process may use.
-pub(crate) fn count(asked: usize) -> usize {
-    match asked {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        asked => asked,
-    }
-}
-
 /// A thread pool made once; with one thread everything runs on the caller's.
 #[derive(Debug)]
 pub(crate) struct Threads {
@@ -28,7 +20,10 @@ pub(crate) struct Threads {
 impl Threads {
     /// `count` threads; 0 is all that the process may use.
     pub(crate) fn new(count: usize) -> Result<Self> {
-        let count = self::count(count);
+        let count = match count {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        };
         if count == 1 {
             return Ok(Self { pool: None, count });
         }

@@ -4,7 +4,7 @@ use super::CpuBackend;
 use super::check::length;
 use super::gemm::{MatRef, stretch};
 use super::optimizer::round_all;
-use super::simd::{dot, vectorized, widened_dot};
+use super::simd::{dot, vectorized, wide, widened_dot};
 use crate::contract::Result;
 use crate::storage::Storage;
 use half::bf16;
@@ -15,14 +15,14 @@ vectorized! {
     /// `out = x`, which is exact.
     fn widen(x: &[bf16], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
-            *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+            *out = wide(*x);
         }
     }
 
     /// `out = x * scale`.
     fn scaled_widen(x: &[bf16], scale: f32, out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
-            *out = f32::from_bits(u32::from(x.to_bits()) << 16) * scale;
+            *out = wide(*x) * scale;
         }
     }
 
@@ -110,11 +110,11 @@ impl Table {
         let mut scratch = b.memory.take(widened(self.rows, self.cols), "widened weights")?;
         for rows in stretches(self.rows, rows_are) {
             let narrow = &values[self.elements(rows.clone())];
-            let wide = &mut scratch.as_mut_slice()[..narrow.len()];
+            let widened = &mut scratch.as_mut_slice()[..narrow.len()];
             let piece = b.threads.rows_per_piece(rows.len(), self.cols) * self.cols;
-            let items = wide.chunks_mut(piece).zip(narrow.chunks(piece)).collect();
-            b.threads.for_each(items, |(wide, narrow): (&mut [f32], &[bf16])| widen(narrow, wide));
-            work(rows.clone(), MatRef::new(wide, rows.len(), self.cols));
+            let items = widened.chunks_mut(piece).zip(narrow.chunks(piece)).collect();
+            b.threads.for_each(items, |(widened, narrow): (&mut [f32], &[bf16])| widen(narrow, widened));
+            work(rows.clone(), MatRef::new(widened, rows.len(), self.cols));
         }
         Ok(())
     }
